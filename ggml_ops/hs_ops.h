@@ -47,7 +47,11 @@ struct hs_op_params {
     int64_t out_elems;     // d_v * n_head * n_tokens
     int64_t score_elems;   // n_blocks_max * n_head_kv * n_tokens, or 0
     int64_t work_elems;    // scratch of one thread (contents undefined before and after)
+    int64_t work_offset;   // where the workspace of thread 0 begins; thread i works at work_offset + i * work_elems
     int32_t n_blocks_max;  // ceil(max_pages * P / B)
+    // Meeting point of the threads of one run: the next work item, and how many threads are done. Zeroed by the builder and by the last thread
+    // of every run, so a graph can be computed any number of times and stopped between nodes. Accessed atomically; one struct a node.
+    int32_t sync_next, sync_done;
 };
 
 // What a builder returns: nodes, or an error that names the op, the argument, the value found and the value expected.
@@ -83,6 +87,7 @@ struct hs_op_result hs_select_blocks(struct ggml_context * ctx, enum hs_op_impl 
 //   local[h,t]  = softmax over {t-w < j <= t} of q.k', times v', sink row 1                       (win_k, win_v NULL: no local branch)
 //   out         = sigmoid(gates_sparse) * global + sigmoid(gates_window) * local                  (gates NULL: both 1)
 // sel: i32 [top_k, n_head_kv(k), n_tokens]. win_k/win_v: rings, their n_head_kv may differ from k's (own n_rep).
+// A row of sel is as select_blocks gives it: ascending, no repeats, HS_BLOCK_NONE only at its end. An empty row makes the branch 0.
 // A position that is in the selection, in block 0 and in the forced window counts once. forced and a window branch exclude each other.
 // sinks: f32 [n_head, 2] or NULL. gates: f32 [2 * n_gate, n_tokens], logits, sparse half first; n_gate = n_head or d_v * n_head.
 // p->{scale, block_size, top_k, window, forced, n_threads_max} used.
