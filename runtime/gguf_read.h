@@ -1,5 +1,5 @@
 // Internal view of a checked GGUF (see gguf_read.c): typed look-ups for hparams.c and tensor data for weights.c.
-// Everything is bounds-checked at open; these calls only look things up.
+// Everything is bounds-checked at open; these calls only look things up. Thread-safe: an open hs_gguf never changes.
 #pragma once
 
 #include "ggml.h"
@@ -15,7 +15,10 @@ struct hs_gguf_tensor {
     int32_t        file;     // index of the split file
 };
 
-int64_t hs_gguf_find_tensor(const hs_gguf * g, const char * name);                    // index or -1; hashed
+// As hs_gguf_open, from memory that must outlive the object (not mapped; files of a split model are refused).
+int hs_gguf_open_memory(const void * data, size_t size, hs_gguf ** out, hs_error * err);
+
+int64_t hs_gguf_find_tensor(const hs_gguf * g, const char * name);                    // index or -1; O(log n)
 const struct hs_gguf_tensor * hs_gguf_tensor_at(const hs_gguf * g, int64_t i);
 
 // Address of a tensor's data in the mapping, or NULL when the file is not mapped (use hs_gguf_read_tensor then).
@@ -27,7 +30,7 @@ void *  hs_gguf_file_base(const hs_gguf * g, int32_t file, size_t * size);
 int32_t hs_gguf_n_files(const hs_gguf * g);
 const char * hs_gguf_path(const hs_gguf * g, int32_t file);
 
-// Typed look-ups. Absent key: HS_OK and *out untouched when !required, else HS_E_MODEL naming the key. Wrong type or out of range: HS_E_MODEL
+// Typed look-ups. Absent key: HS_OK and *out (and *n_out) untouched when !required, else HS_E_MODEL naming the key. Wrong type or out of range: HS_E_MODEL
 // naming key, type/value found and expected. Integers of any width and sign are accepted where the value fits (files in the wild vary).
 int hs_gguf_get_i64 (const hs_gguf * g, const char * key, bool required, int64_t min, int64_t max, int64_t * out, hs_error * err);
 int hs_gguf_get_i32 (const hs_gguf * g, const char * key, bool required, int32_t min, int32_t max, int32_t * out, hs_error * err);
@@ -36,5 +39,5 @@ int hs_gguf_get_bool(const hs_gguf * g, const char * key, bool required, bool * 
 // *out points into the file's metadata and is NOT NUL-terminated; *len bytes, valid UTF-8 is not promised.
 int hs_gguf_get_str (const hs_gguf * g, const char * key, bool required, const char ** out, size_t * len, hs_error * err);
 // An integer (or bool) array of exactly n elements, or a scalar that is repeated n times (llama.cpp's convention for per-layer keys).
-// n < 0: any length up to -n; *n_out gets it. Each element in min..max.
+// n < 0: any length up to -n (a scalar counts as length 1); *n_out (may be NULL) gets the length. Each element in min..max.
 int hs_gguf_get_i32_arr(const hs_gguf * g, const char * key, bool required, int64_t n, int32_t min, int32_t max, int32_t * out, int64_t * n_out, hs_error * err);

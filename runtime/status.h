@@ -12,7 +12,10 @@ int hs_fail(hs_error * err, int code, const char * fmt, ...);
 // Clear *err and return HS_OK.
 int hs_ok(hs_error * err);
 
-// Log through hs_log_set's function. level: 1 debug 2 info 3 warning 4 error.
+// Route ggml's messages to the log. Once a process; every entry point that can be the first call into ggml calls it.
+void hs_log_init(void);
+
+// Log one line through hs_log_set's function (which gets it with its newline, as it gets ggml's). level: 1 debug 2 info 3 warning 4 error.
 #if defined(__GNUC__)
 __attribute__((format(printf, 2, 3)))
 #endif
