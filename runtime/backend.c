@@ -1,0 +1,126 @@
+// Devices and buffer types.
+#define _GNU_SOURCE // sched_getaffinity
+#include "backend.h"
+
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "ggml-cpu.h"
+#include "status.h"
+
+// Cores, not hyperthreads: two threads of one core share the units that attention and matrix products saturate. Falls back to the online count.
+int32_t hs_physical_cores(void) {
+    const long online = sysconf(_SC_NPROCESSORS_ONLN);
+    int32_t n = 0;
+#ifdef __linux__
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) == 0) {
+        long long seen[CPU_SETSIZE];
+        for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
+            if (!CPU_ISSET(cpu, &set)) continue;
+            long long id = cpu;
+            int part[2] = {-1, -1};
+            static const char * const files[2] = {"core_id", "physical_package_id"};
+            for (int i = 0; i < 2; i++) {
+                char path[128];
+                snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu%d/topology/%s", cpu, files[i]);
+                FILE * f = fopen(path, "r");
+                if (!f) continue;
+                if (fscanf(f, "%d", &part[i]) != 1) part[i] = -1;
+                fclose(f);
+            }
+            if (part[0] >= 0 && part[1] >= 0) id = ((long long) part[1] << 32 | part[0]) + (1LL << 62);
+            bool found = false;
+            for (int32_t j = 0; j < n && !found; j++) found = seen[j] == id;
+            if (!found) seen[n++] = id;
+        }
+    }
+#endif
+    if (n < 1) n = online > 0 ? (int32_t) online : 1;
+    return n > GGML_MAX_N_THREADS ? GGML_MAX_N_THREADS : n;
+}
+
+static int check_threads(const char * name, int32_t n, hs_error * err) {
+    if (n < 0 || n > GGML_MAX_N_THREADS) return hs_fail(err, HS_E_ARG, "%s: found %d, expected 0 to %d", name, n, GGML_MAX_N_THREADS);
+    return HS_OK;
+}
+
+int hs_backends_new(int32_t n_threads, int32_t n_threads_batch, struct hs_backends * out, hs_error * err) {
+    memset(out, 0, sizeof *out);
+    HS_TRY(check_threads("n_threads", n_threads, err));
+    HS_TRY(check_threads("n_threads_batch", n_threads_batch, err));
+    out->n_threads = n_threads ? n_threads : hs_physical_cores();
+    out->n_threads_batch = n_threads_batch ? n_threads_batch : out->n_threads;
+    ggml_backend_t cpu = ggml_backend_cpu_init();
+    if (!cpu) return hs_fail(err, HS_E_MEMORY, "cannot start the CPU backend");
+    out->backend[out->n++] = cpu;
+    const int most = out->n_threads > out->n_threads_batch ? out->n_threads : out->n_threads_batch;
+    struct ggml_threadpool_params tpp = ggml_threadpool_params_default(most);
+    out->threadpool = ggml_threadpool_new(&tpp);
+    if (!out->threadpool) {
+        hs_backends_free(out);
+        return hs_fail(err, HS_E_MEMORY, "cannot start %d threads", most);
+    }
+    ggml_backend_cpu_set_threadpool(cpu, out->threadpool);
+    hs_backends_use_threads(out, true);
+    return HS_OK;
+}
+
+void hs_backends_free(struct hs_backends * b) {
+    for (int i = 0; i < b->n; i++) ggml_backend_free(b->backend[i]);
+    if (b->threadpool) ggml_threadpool_free(b->threadpool);
+    memset(b, 0, sizeof *b);
+}
+
+void hs_backends_use_threads(struct hs_backends * b, bool batch) {
+    ggml_backend_cpu_set_n_threads(b->backend[b->n - 1], batch ? b->n_threads_batch : b->n_threads);
+}
+
+void hs_backends_set_abort(struct hs_backends * b, ggml_abort_callback cb, void * user) {
+    ggml_backend_cpu_set_abort_callback(b->backend[b->n - 1], cb, user);
+}
+
+static ggml_backend_dev_t cpu_device(void) { return ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU); }
+
+ggml_backend_buffer_type_t hs_cpu_buft(void) { return ggml_backend_dev_buffer_type(cpu_device()); }
+
+bool hs_cpu_can_multiply(enum ggml_type type) {
+    return type >= 0 && type < GGML_TYPE_COUNT && ggml_get_type_traits_cpu(type)->vec_dot != NULL && ggml_blck_size(type) > 0;
+}
+
+// Would `buft` run weight x activations? Asked of the device with a node that is never computed, as the scheduler will ask later.
+static bool buft_runs(ggml_backend_buffer_type_t buft, enum ggml_type type, const int64_t * ne, bool experts) {
+    struct ggml_init_params ip = { .mem_size = ggml_tensor_overhead() * 8, .no_alloc = true };
+    struct ggml_context * ctx = ggml_init(ip);
+    ggml_backend_buffer_t empty = ggml_backend_buft_alloc_buffer(buft, 0);
+    bool ok = false;
+    if (ctx && empty) {
+        struct ggml_tensor * w = ggml_new_tensor_3d(ctx, type, ne[0], ne[1], ne[2]);
+        struct ggml_tensor * node;
+        if (experts) {
+            struct ggml_tensor * x = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, ne[0], 1, 512);
+            node = ggml_mul_mat_id(ctx, w, x, ggml_new_tensor_2d(ctx, GGML_TYPE_I32, 1, 512));
+        } else {
+            node = ggml_mul_mat(ctx, w, ggml_new_tensor_2d(ctx, GGML_TYPE_F32, ne[0], 512));
+        }
+        w->buffer = empty;
+        ok = ggml_backend_dev_supports_op(cpu_device(), node);
+    }
+    if (empty) ggml_backend_buffer_free(empty);
+    if (ctx) ggml_free(ctx);
+    return ok;
+}
+
+ggml_backend_buffer_type_t hs_repack_buft(enum ggml_type type, const int64_t * ne, bool experts) {
+    ggml_backend_reg_t reg = ggml_backend_dev_backend_reg(cpu_device());
+    ggml_backend_dev_get_extra_bufts_t get =
+        (ggml_backend_dev_get_extra_bufts_t) ggml_backend_reg_get_proc_address(reg, "ggml_backend_dev_get_extra_bufts");
+    ggml_backend_buffer_type_t * list = get ? get(cpu_device()) : NULL;
+    for (; list && *list; list++) {
+        if (buft_runs(*list, type, ne, experts)) return *list;
+    }
+    return NULL;
+}

@@ -1,0 +1,31 @@
+// Devices, buffer types and the scheduler's backends. Today the CPU; other backends join the list in hs_backends_new and nowhere else.
+#pragma once
+
+#include "ggml-backend.h"
+#include "hysparse.h"
+
+#define HS_MAX_BACKENDS 16
+
+struct hs_backends {
+    ggml_backend_t backend[HS_MAX_BACKENDS];   // the CPU is the last, as ggml's scheduler wants it
+    int            n;
+    struct ggml_threadpool * threadpool;       // owned here so that a decode step allocates nothing
+    int            n_threads, n_threads_batch;
+};
+
+// n_threads 0: physical cores that this process may use. HS_E_ARG, HS_E_MEMORY.
+int  hs_backends_new(int32_t n_threads, int32_t n_threads_batch, struct hs_backends * out, hs_error * err);
+void hs_backends_free(struct hs_backends * b);
+// Threads for the next graph: the decode number for one token a sequence, else the batch number.
+void hs_backends_use_threads(struct hs_backends * b, bool batch);
+// Stop the running graph when cb returns true (asked between nodes).
+void hs_backends_set_abort(struct hs_backends * b, ggml_abort_callback cb, void * user);
+
+int32_t hs_physical_cores(void);
+
+// The buffer type for a weight that is only ever the left side of a matrix product (`experts`: of ggml_mul_mat_id): one of ggml's repacked CPU
+// types where it can run this type and shape, else NULL (keep it as it stands in the file).
+ggml_backend_buffer_type_t hs_repack_buft(enum ggml_type type, const int64_t * ne, bool experts);
+ggml_backend_buffer_type_t hs_cpu_buft(void);
+// Can the CPU multiply by weights of this type?
+bool hs_cpu_can_multiply(enum ggml_type type);

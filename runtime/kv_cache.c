@@ -1,0 +1,254 @@
+// Page pool, page table and sequences. Rings and their checkpoints: kv_rings.c.
+#include "kv_cache.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "status.h"
+
+static int32_t pages_for(int32_t n_tokens, int32_t page_size) { return (int32_t) (((int64_t) n_tokens + page_size - 1) / page_size); }
+
+// Shape of one layer's K (or V) cache; false when the layer owns none.
+static bool cache_shape(const struct hs_layer * l, bool is_v, int32_t page_size, int32_t n_pages, int32_t ring_size, int32_t n_seq, int64_t ne[4]) {
+    if (!l->owns_pages && !l->owns_ring) return false;
+    ne[0] = is_v ? l->head_dim_v : l->head_dim_k;
+    ne[1] = l->owns_pages ? page_size : ring_size;
+    ne[2] = l->n_head_kv;
+    ne[3] = l->owns_pages ? n_pages : n_seq;
+    return true;
+}
+
+static uint64_t cache_bytes(enum ggml_type type, const int64_t ne[4]) { return (uint64_t) ggml_row_size(type, ne[0]) * (uint64_t) (ne[1] * ne[2] * ne[3]); }
+
+void hs_kv_bytes(const struct hs_layer_plan * plan, const struct hs_kv_shape * s, ggml_backend_buffer_type_t buft, struct hs_kv_bytes * out) {
+    memset(out, 0, sizeof *out);
+    const uint64_t align = ggml_backend_buft_get_alignment(buft);
+    out->n_pages = pages_for(s->n_ctx, plan->page_size);
+    out->ring_size = plan->window ? plan->window - 1 + s->n_ubatch : 0;
+    for (int32_t il = 0; il < plan->n_layer; il++) {
+        const struct hs_layer * l = &plan->layers[il];
+        for (int is_v = 0; is_v < 2; is_v++) {
+            const enum ggml_type type = is_v ? s->type_v : s->type_k;
+            const int32_t d = is_v ? l->head_dim_v : l->head_dim_k;
+            out->full_attention_per_token += ggml_row_size(type, d) * (uint64_t) l->n_head_kv;
+            int64_t ne[4];
+            if (!cache_shape(l, is_v, plan->page_size, out->n_pages, out->ring_size, s->n_seq, ne)) continue;
+            const uint64_t padded = (cache_bytes(type, ne) + align - 1) / align * align;
+            *(l->owns_pages ? &out->pages : &out->rings) += padded;
+            if (!l->owns_pages) continue;
+            out->per_token += ggml_row_size(type, d) * (uint64_t) l->n_head_kv;
+        }
+    }
+    out->page = out->per_token * (uint64_t) plan->page_size;
+}
+
+// K and V tensors of the layers with pages (or with rings), in a buffer of their own so that the allocator's figure can be read.
+static int alloc_caches(struct hs_kv * kv, bool pages, ggml_backend_buffer_type_t buft, ggml_backend_buffer_t * buf, hs_error * err) {
+    struct ggml_init_params ip = { .mem_size = ggml_tensor_overhead() * (size_t) (2 * kv->plan->n_layer + 1), .no_alloc = true };
+    struct ggml_context * ctx = ggml_init(ip);
+    if (!ctx) return hs_fail(err, HS_E_MEMORY, "KV cache: cannot allocate %zu bytes for headers", ip.mem_size);
+    bool any = false;
+    for (int32_t il = 0; il < kv->plan->n_layer; il++) {
+        const struct hs_layer * l = &kv->plan->layers[il];
+        if (pages ? !l->owns_pages : !l->owns_ring) continue;
+        any = true;
+        for (int is_v = 0; is_v < 2; is_v++) {
+            int64_t ne[4];
+            cache_shape(l, is_v, kv->page_size, kv->n_pages, kv->ring_size, kv->shape.n_seq, ne);
+            struct ggml_tensor * t = ggml_new_tensor(ctx, is_v ? kv->shape.type_v : kv->shape.type_k, 4, ne);
+            ggml_format_name(t, "%s_%s-%d", is_v ? "v" : "k", pages ? "pages" : "ring", il);
+            (is_v ? kv->v : kv->k)[il] = t;
+        }
+    }
+    if (any) {
+        *buf = ggml_backend_alloc_ctx_tensors_from_buft(ctx, buft);
+        if (!*buf) {
+            struct hs_kv_bytes b;
+            hs_kv_bytes(kv->plan, &kv->shape, buft, &b);
+            ggml_free(ctx);
+            return hs_fail(err, HS_E_MEMORY, "KV %s: cannot allocate %llu bytes (n_ctx %d, n_seq %d)", pages ? "pages" : "rings",
+                (unsigned long long) (pages ? b.pages : b.rings), kv->shape.n_ctx, kv->shape.n_seq);
+        }
+        // Zeros, not garbage: slots that were never written may be read as whole tiles and masked; they must not be NaN.
+        ggml_backend_buffer_clear(*buf, 0);
+    }
+    *(pages ? &kv->ctx : &kv->ctx_rings) = ctx;
+    return HS_OK;
+}
+
+int hs_kv_new(const struct hs_layer_plan * plan, const struct hs_kv_shape * shape, ggml_backend_buffer_type_t buft, struct hs_kv * kv, hs_error * err) {
+    memset(kv, 0, sizeof *kv);
+    struct hs_kv_bytes bytes;
+    hs_kv_bytes(plan, shape, buft, &bytes);
+    kv->plan = plan;
+    kv->shape = *shape;
+    kv->page_size = plan->page_size;
+    kv->n_pages = bytes.n_pages;
+    kv->ring_size = bytes.ring_size;
+    const size_t n_pages = (size_t) kv->n_pages, n_seq = (size_t) shape->n_seq;
+    kv->k = calloc((size_t) plan->n_layer, sizeof *kv->k);
+    kv->v = calloc((size_t) plan->n_layer, sizeof *kv->v);
+    kv->refs = calloc(n_pages, sizeof *kv->refs);
+    kv->free_list = calloc(n_pages, sizeof *kv->free_list);
+    kv->table = calloc(n_pages * n_seq, sizeof *kv->table);
+    kv->seq = calloc(n_seq, sizeof *kv->seq);
+    bool ok = kv->k && kv->v && kv->refs && kv->free_list && kv->table && kv->seq;
+    for (size_t s = 0; ok && s < n_seq; s++) {
+        kv->seq[s].table = kv->table + s * n_pages;
+        kv->seq[s].tokens = calloc((size_t) shape->n_ctx, sizeof(int32_t));
+        kv->seq[s].cps = calloc((size_t) shape->n_checkpoints + 1, sizeof *kv->seq[s].cps);
+        ok = kv->seq[s].tokens && kv->seq[s].cps;
+    }
+    int rc = ok ? HS_OK : hs_fail(err, HS_E_MEMORY, "KV cache: cannot allocate tables for %d pages and %d sequences", kv->n_pages, shape->n_seq);
+    for (int32_t i = 0; ok && i < kv->n_pages; i++) kv->free_list[kv->n_free++] = kv->n_pages - 1 - i; // low pages first
+    if (rc == HS_OK) rc = alloc_caches(kv, true, buft, &kv->pages_buf, err);
+    if (rc == HS_OK) rc = alloc_caches(kv, false, buft, &kv->rings_buf, err);
+    if (rc == HS_OK) {
+        kv->checkpoint_bytes = hs_kv_checkpoint_bytes(kv);
+        size_t most = 1;
+        for (int32_t il = 0; il < plan->n_layer; il++) {
+            if (kv->k[il] && kv->k[il]->nb[3] > most) most = kv->k[il]->nb[3];
+            if (kv->v[il] && kv->v[il]->nb[3] > most) most = kv->v[il]->nb[3];
+        }
+        kv->staging_size = most;
+        kv->staging = malloc(most);
+        if (!kv->staging) rc = hs_fail(err, HS_E_MEMORY, "KV cache: cannot allocate %zu bytes", most);
+    }
+    if (rc != HS_OK) hs_kv_free(kv);
+    return rc;
+}
+
+void hs_kv_free(struct hs_kv * kv) {
+    for (int32_t s = 0; kv->seq && s < kv->shape.n_seq; s++) {
+        if (kv->seq[s].cps) hs_kv_drop_checkpoints(kv, s, -1);
+        free(kv->seq[s].tokens);
+        free(kv->seq[s].cps);
+    }
+    free(kv->seq);
+    free(kv->k);
+    free(kv->v);
+    free(kv->refs);
+    free(kv->free_list);
+    free(kv->table);
+    free(kv->staging);
+    if (kv->pages_buf) ggml_backend_buffer_free(kv->pages_buf);
+    if (kv->rings_buf) ggml_backend_buffer_free(kv->rings_buf);
+    if (kv->ctx) ggml_free(kv->ctx);
+    if (kv->ctx_rings) ggml_free(kv->ctx_rings);
+    memset(kv, 0, sizeof *kv);
+}
+
+static void release_page(struct hs_kv * kv, int32_t page) {
+    if (--kv->refs[page] == 0) kv->free_list[kv->n_free++] = page;
+}
+
+// Copy slab `src` of the last dimension (a page, or a sequence's ring) to slab `dst` in every layer that owns that kind of cache.
+static void copy_slabs(struct hs_kv * kv, bool pages, int32_t src, int32_t dst) {
+    for (int32_t il = 0; il < kv->plan->n_layer; il++) {
+        const struct hs_layer * l = &kv->plan->layers[il];
+        if (pages ? !l->owns_pages : !l->owns_ring) continue;
+        for (int is_v = 0; is_v < 2; is_v++) {
+            struct ggml_tensor * t = (is_v ? kv->v : kv->k)[il];
+            ggml_backend_tensor_get(t, kv->staging, (size_t) src * t->nb[3], t->nb[3]);
+            ggml_backend_tensor_set(t, kv->staging, (size_t) dst * t->nb[3], t->nb[3]);
+        }
+    }
+}
+
+int hs_kv_reserve(struct hs_kv * kv, int32_t seq, int32_t n, hs_error * err) {
+    struct hs_kv_seq * q = &kv->seq[seq];
+    const int64_t end = (int64_t) q->len + n;
+    if (n < 1) return HS_OK;
+    const int32_t first = q->len / kv->page_size;
+    const int32_t want = end > kv->shape.n_ctx ? kv->n_pages + 1 : pages_for((int32_t) end, kv->page_size);
+    int32_t need = want > q->n_pages ? want - q->n_pages : 0;
+    for (int32_t i = first; i < q->n_pages; i++) need += kv->refs[q->table[i]] > 1;
+    if (need > kv->n_free || want > kv->n_pages) {
+        return hs_fail(err, HS_E_FULL, "context is full: sequence %d holds %d tokens, %d more need %d pages of %d tokens, %d are free (n_ctx %d)",
+            seq, q->len, n, need, kv->page_size, kv->n_free, kv->shape.n_ctx);
+    }
+    for (int32_t i = first; i < q->n_pages; i++) { // copy on write
+        const int32_t old = q->table[i];
+        if (kv->refs[old] < 2) continue;
+        const int32_t page = kv->free_list[--kv->n_free];
+        kv->refs[page] = 1;
+        copy_slabs(kv, true, old, page);
+        q->table[i] = page;
+        release_page(kv, old);
+    }
+    while (q->n_pages < want) {
+        const int32_t page = kv->free_list[--kv->n_free];
+        kv->refs[page] = 1;
+        q->table[q->n_pages++] = page;
+    }
+    return HS_OK;
+}
+
+static void forget_overwritten(struct hs_kv * kv, struct hs_kv_seq * q, int32_t n) {
+    const int32_t lo = q->len + n - kv->ring_size;
+    if (lo > q->ring_lo) q->ring_lo = lo;
+}
+
+void hs_kv_commit(struct hs_kv * kv, int32_t seq, const int32_t * tokens, int32_t n) {
+    struct hs_kv_seq * q = &kv->seq[seq];
+    memcpy(q->tokens + q->len, tokens, (size_t) n * sizeof *tokens);
+    forget_overwritten(kv, q, n);
+    q->len += n;
+    q->ring_hi = q->len;
+}
+
+static void trim_pages(struct hs_kv * kv, struct hs_kv_seq * q) {
+    const int32_t keep = pages_for(q->len, kv->page_size);
+    while (q->n_pages > keep) release_page(kv, q->table[--q->n_pages]);
+}
+
+void hs_kv_abandon(struct hs_kv * kv, int32_t seq, int32_t n) {
+    struct hs_kv_seq * q = &kv->seq[seq];
+    if (kv->ring_size) forget_overwritten(kv, q, n);
+    trim_pages(kv, q);
+}
+
+bool hs_kv_rings_hold(const struct hs_kv * kv, int32_t seq, int32_t n) {
+    if (kv->ring_size == 0 || n == 0) return true;
+    const struct hs_kv_seq * q = &kv->seq[seq];
+    const int32_t lo = n - (kv->plan->window - 1) > 0 ? n - (kv->plan->window - 1) : 0;
+    return q->ring_lo <= lo && n <= q->ring_hi;
+}
+
+void hs_kv_truncate(struct hs_kv * kv, int32_t seq, int32_t n) {
+    struct hs_kv_seq * q = &kv->seq[seq];
+    q->len = n;
+    if (n == 0) q->ring_lo = 0;
+    if (q->ring_hi > n) q->ring_hi = n;
+    trim_pages(kv, q);
+    hs_kv_drop_checkpoints(kv, seq, n);
+}
+
+int hs_kv_fork(struct hs_kv * kv, int32_t src, int32_t dst, hs_error * err) {
+    if (src == dst) return hs_ok(err);
+    hs_kv_truncate(kv, dst, 0);
+    struct hs_kv_seq * a = &kv->seq[src], * b = &kv->seq[dst];
+    const int32_t n = pages_for(a->len, kv->page_size);
+    for (int32_t i = 0; i < n; i++) {
+        b->table[i] = a->table[i];
+        kv->refs[a->table[i]]++;
+    }
+    b->n_pages = n;
+    b->len = a->len;
+    b->ring_lo = a->ring_lo;
+    b->ring_hi = a->ring_hi;
+    memcpy(b->tokens, a->tokens, (size_t) a->len * sizeof *a->tokens);
+    copy_slabs(kv, false, src, dst);
+    for (int32_t i = 0; i < a->n_cps; i++) {
+        b->cps[i] = a->cps[i];
+        b->cps[i]->refs++;
+    }
+    b->n_cps = a->n_cps;
+    return hs_ok(err);
+}
+
+int64_t hs_kv_row(const struct hs_kv * kv, const struct hs_row_set * set, int32_t seq, int32_t pos, int32_t head) {
+    if (set->ring) return ((int64_t) seq * set->n_head_kv + head) * kv->ring_size + pos % kv->ring_size;
+    const int32_t page = kv->seq[seq].table[pos / kv->page_size];
+    return ((int64_t) page * set->n_head_kv + head) * kv->page_size + pos % kv->page_size;
+}

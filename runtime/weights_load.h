@@ -1,0 +1,40 @@
+// Second half of weights.c: where the bytes of a bound tensor go. Tensors are first collected (shape, type, place), then each place is allocated
+// once and filled.
+#pragma once
+
+#include "weights.h"
+
+struct hs_bound {
+    struct ggml_tensor * dst;
+    const struct hs_gguf_tensor * src, * src2; // src2: the window sink of a fused pair
+    int  place;                                // index into places
+    bool to_f32, sinks;
+};
+
+// A place is a buffer type with a context for its tensors; place 0 is the file mapping, place 1 the CPU buffer type.
+struct hs_place { ggml_backend_buffer_type_t buft; struct ggml_context * ctx; };
+#define HS_MAX_PLACES 10
+
+struct hs_binder {
+    const hs_gguf * gguf;
+    struct hs_hparams * hp;
+    const struct hs_weights_params * p;
+    struct hs_weights * w;
+    hs_error * err;
+    char name[64];                             // the tensor at hand, for messages
+    uint8_t * used;                            // one flag a tensor of the file
+    struct hs_bound * bound; int64_t n_bound, n_max;
+    struct hs_place places[HS_MAX_PLACES]; int n_places;
+};
+
+int  hs_binder_init(struct hs_binder * b, const hs_gguf * g, struct hs_hparams * hp, const struct hs_weights_params * p, struct hs_weights * w, hs_error * err);
+void hs_binder_free(struct hs_binder * b);
+
+// Bind in the file's type; buft NULL: mapped where possible, else copied to CPU memory.
+int hs_binder_add(struct hs_binder * b, const struct hs_gguf_tensor * t, ggml_backend_buffer_type_t buft, struct ggml_tensor ** out);
+// Bind as f32 [n].
+int hs_binder_add_f32(struct hs_binder * b, const struct hs_gguf_tensor * t, struct ggml_tensor ** out, int64_t n);
+// Bind two optional vectors of n as one f32 [n, 2].
+int hs_binder_add_sinks(struct hs_binder * b, const struct hs_gguf_tensor * global, const struct hs_gguf_tensor * window, int64_t n, struct ggml_tensor ** out);
+// Allocate every place and fill every tensor.
+int hs_binder_load(struct hs_binder * b);
