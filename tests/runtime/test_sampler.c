@@ -403,8 +403,6 @@ static void test_mirostat(void) {
     enum { N = 2000, DRAWS = 3000 };
     static float l[N];
     for (int i = 0; i < N; i++) l[i] = -1.1f * logf((float) (i + 1));
-    double z = 0;
-    for (int i = 0; i < N; i++) z += exp(l[i]);
     for (int version = 1; version <= 2; version++) {
         for (int tau = 3; tau <= 5; tau += 2) {
             hs_sampler_params p = plain();
