@@ -45,7 +45,8 @@ class Trace:
     """Intermediate results by the runtime's node names, e.g. "attn_out-3"; selections as bool [n_head_kv, n_tokens, n_blocks]."""
 
     stages: dict[str, torch.Tensor] = field(default_factory=dict)
-    scores: dict[int, torch.Tensor] = field(default_factory=dict)
+    scores: dict[int, torch.Tensor] = field(default_factory=dict)  # of blocks, by full layer [n_head_kv, n_tokens, n_blocks]
+    choices: dict[int, torch.Tensor] = field(default_factory=dict)  # what experts are ranked by, by MoE layer [n_tokens, n_expert]
 
     def put(self, name: str, value: torch.Tensor) -> None:
         """Record one stage."""
@@ -55,8 +56,7 @@ class Trace:
 class HySparseForCausalLM:
     """Reference model of every architecture in config.py.
 
-    weights: by checkpoint name; dtype: float32 or float64, of all arithmetic. selections, if given to forward, replace the model's own:
-    a test can so compare everything else where two implementations differ in a near-tie.
+    weights: by checkpoint name; dtype: float32 or float64, of all arithmetic.
     """
 
     def __init__(self, config: ModelConfig, weights: dict[str, torch.Tensor], dtype: torch.dtype = torch.float32) -> None:
@@ -117,19 +117,22 @@ class HySparseForCausalLM:
         return (self._gated(layer, prefix + "sparse_gate_proj", x, global_branch)
                 + self._gated(layer, prefix + "swa_gate_proj", x, local_branch))
 
-    def _ffn(self, il: int, x: torch.Tensor) -> torch.Tensor:
+    def _ffn(self, il: int, x: torch.Tensor, experts: torch.Tensor | None, trace: Trace) -> torch.Tensor:
         prefix = f"model.layers.{il}.mlp."
         if not self.config.layers[il].moe:
             return mlp(x, lambda name: self.weights[prefix + name])
         assert self.config.moe is not None
-        return moe_mlp(x, lambda name: self.weights[prefix + name], lambda name: prefix + name in self.weights, self.config.moe)
+        out, trace.choices[il] = moe_mlp(x, lambda name: self.weights[prefix + name], lambda name: prefix + name in self.weights,
+                                         self.config.moe, experts)
+        return out
 
-    def forward(self, tokens: Sequence[int], trace: Trace | None = None,
-                selections: dict[int, torch.Tensor] | None = None) -> torch.Tensor:
+    def forward(self, tokens: Sequence[int], trace: Trace | None = None, selections: dict[int, torch.Tensor] | None = None,
+                experts: dict[int, torch.Tensor] | None = None) -> torch.Tensor:
         """Logits [n_tokens, vocab_size] of one sequence.
 
         trace: receives attn_norm, attn_out (after W_o), ffn_out, l_out, selection of each layer, and result_norm.
-        selections: per full layer, bool [n_head_kv, n_tokens, n_blocks], used instead of the layer's own.
+        selections: by full layer, bool [n_head_kv, n_tokens, n_blocks]; experts: by MoE layer, int64 [n_tokens, n_expert_used]. Used
+        instead of the model's own choices, so that a test can compare everything else where two implementations differ in a near-tie.
         """
         trace = Trace() if trace is None else trace
         eps = self.config.rms_norm_eps
@@ -144,7 +147,8 @@ class HySparseForCausalLM:
                 attn_out = self._linear(prefix + "self_attn.o_proj", heads.reshape(len(x), -1))
                 trace.put(f"attn_out-{il}", attn_out)
                 x = x + attn_out
-                ffn_out = self._ffn(il, rms_norm(x, self.weights[prefix + "post_attention_layernorm.weight"], eps))
+                normed = rms_norm(x, self.weights[prefix + "post_attention_layernorm.weight"], eps)
+                ffn_out = self._ffn(il, normed, (experts or {}).get(il), trace)
                 trace.put(f"ffn_out-{il}", ffn_out)
                 x = x + ffn_out
                 trace.put(f"l_out-{il}", x)

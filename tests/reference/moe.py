@@ -32,10 +32,16 @@ def choice_scores(scores: torch.Tensor, bias: torch.Tensor | None, moe: MoeConfi
     return groups.masked_fill(~mask[..., None], float("-inf")).reshape(choice.shape)
 
 
-def route(router_logits: torch.Tensor, bias: torch.Tensor | None, moe: MoeConfig) -> tuple[torch.Tensor, torch.Tensor]:
+def raw_scores(router_logits: torch.Tensor, moe: MoeConfig) -> torch.Tensor:
+    """Sigmoid or softmax of the router's logits [n_tokens, n_expert]."""
+    return router_logits.sigmoid() if moe.scoring_func == "sigmoid" else router_logits.softmax(-1)
+
+
+def route(router_logits: torch.Tensor, bias: torch.Tensor | None, moe: MoeConfig,
+          given: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """(experts int64 [n_tokens, n_expert_used], weights likewise): the bias chooses experts but does not weigh them."""
-    scores = router_logits.sigmoid() if moe.scoring_func == "sigmoid" else router_logits.softmax(-1)
-    experts = choice_scores(scores, bias, moe).topk(moe.n_expert_used, dim=-1).indices
+    scores = raw_scores(router_logits, moe)
+    experts = choice_scores(scores, bias, moe).topk(moe.n_expert_used, dim=-1).indices if given is None else given
     weights = scores.gather(1, experts)
     if moe.norm_topk_prob:
         weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
@@ -50,14 +56,19 @@ def expert_weights(weight: Weight, has: Callable[[str], bool], e: int, n_ff: int
     return (weight(f"experts.{e}.gate_proj.weight"), weight(f"experts.{e}.up_proj.weight"), weight(f"experts.{e}.down_proj.weight"))
 
 
-def moe_mlp(x: torch.Tensor, weight: Weight, has: Callable[[str], bool], moe: MoeConfig) -> torch.Tensor:
-    """Mixture of experts on x [n_tokens, n_embd]; shared experts are added unweighted."""
+def moe_mlp(x: torch.Tensor, weight: Weight, has: Callable[[str], bool], moe: MoeConfig,
+            given: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mixture of experts on x [n_tokens, n_embd]; shared experts are added unweighted.
+
+    given: experts int64 [n_tokens, n_expert_used] to use instead of the router's own. Also returns the scores that experts are ranked by.
+    """
     bias = weight("gate.e_score_correction_bias") if has("gate.e_score_correction_bias") else None
-    experts, weights = route(linear(x, weight("gate.weight")), bias, moe)
+    router_logits = linear(x, weight("gate.weight"))
+    experts, weights = route(router_logits, bias, moe, given)
     out = torch.zeros_like(x)
     for e in sorted(set(experts.flatten().tolist())):
         token, slot = torch.where(experts == e)
         out[token] += weights[token, slot, None] * swiglu(x[token], *expert_weights(weight, has, e, moe.n_ff))
     if moe.n_shared:
         out = out + mlp(x, weight, "shared_experts.")
-    return out
+    return out, choice_scores(raw_scores(router_logits, moe), bias, moe)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from reference import attention, moe
 from reference.config import LayerConfig, ModelConfig, MoeConfig, load_config, rope_of
@@ -16,8 +17,6 @@ from reference.presets import PRESETS
 from reference.rope import apply_rope, inverse_frequencies
 from reference.stock import STOCK, make_stock, transformers_logits
 from reference.tiny import BASE_CONFIG, VOCAB_SIZE, make_checkpoint, make_preset
-
-transformers = pytest.importorskip("transformers")
 
 N_TOKENS = 200
 TOKENS = torch.randint(0, VOCAB_SIZE, (N_TOKENS,), generator=torch.Generator().manual_seed(5)).tolist()

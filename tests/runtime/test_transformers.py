@@ -1,0 +1,85 @@
+"""Stock architectures against transformers: random tiny checkpoints of each family, and the real SmolLM2-135M-Instruct."""
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from reference.compare import assert_close, assert_same_greedy
+from reference.runtime import opened, to_gguf
+from reference.stock import STOCK, transformers_logits
+from reference.tiny import VOCAB_SIZE
+
+TOKENS = torch.randint(0, VOCAB_SIZE, (200,), generator=torch.Generator().manual_seed(5)).tolist()
+
+
+@pytest.mark.parametrize("name", STOCK)
+def test_f32_equals_transformers(name: str, checkpoints: Callable[[str], Path]) -> None:
+    checkpoint = checkpoints(name)
+    expected = transformers_logits(checkpoint, TOKENS)
+    with opened(to_gguf(checkpoint)) as session:
+        whole = session.eval(TOKENS)
+        session.remove()
+        rows = [session.eval(TOKENS[:150]), *(session.eval([token]) for token in TOKENS[150:])]
+    assert_close(whole, expected, 1e-5)
+    assert_same_greedy(whole, expected)
+    assert_close(torch.cat(rows), whole, 1e-6, "150 tokens and then one by one")
+
+
+# --- SmolLM2: real weights ------------------------------------------------------------------------------------------------------------
+SMOLLM2_TOOL = Path(__file__).resolve().parents[2].parent / "shared" / "tools" / "smollm2_to_hf.py"
+PROMPTS = [
+    "The capital of France is",
+    "def fibonacci(n):\n    \"\"\"Return the n-th Fibonacci number.\"\"\"\n",
+    "<|im_start|>user\nWhy is the sky blue?<|im_end|>\n<|im_start|>assistant\n",
+    "Once upon a time, in a village by the sea, there lived an old fisherman who",
+    "Water boils at 100 degrees Celsius. At high altitude,",
+]
+N_GENERATED = 64
+
+
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if not SMOLLM2_TOOL.exists():
+        pytest.skip("smollm2_to_hf.py is not beside this checkout (../shared/tools)")
+    folder = tmp_path_factory.mktemp("smollm2") / "hf"
+    made = subprocess.run([sys.executable, str(SMOLLM2_TOOL), str(folder), "--dtype", "float32"], capture_output=True, text=True)
+    if made.returncode:
+        pytest.skip(f"smollm2_to_hf.py failed: {made.stderr.strip().splitlines()[-1:]}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def smollm2_texts(smollm2: Path) -> list[tuple[list[int], list[int], torch.Tensor]]:
+    """Of transformers, for each prompt: its tokens, the greedy continuation, and the logits of all those positions."""
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32, attn_implementation="eager")
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(smollm2 / "tokenizer.json"))
+    texts = []
+    for prompt in PROMPTS:
+        ids = tokenizer(prompt, return_tensors="pt").input_ids
+        with torch.no_grad():
+            out = model.generate(ids, max_new_tokens=N_GENERATED, min_new_tokens=N_GENERATED, do_sample=False, eos_token_id=None,
+                                 pad_token_id=0)
+            logits = model(out).logits[0]
+        texts.append((ids[0].tolist(), out[0, ids.shape[1]:].tolist(), logits))
+    return texts
+
+
+@pytest.mark.slow
+def test_smollm2_equals_transformers(smollm2: Path, smollm2_texts: list[tuple[list[int], list[int], torch.Tensor]]) -> None:
+    """Greedy text of 5 prompts x 64 tokens equal in F32, logits of every position NMSE <= 1e-5."""
+    with opened(to_gguf(smollm2), n_ctx=512, n_ubatch=64) as session:
+        for prompt, continuation, expected in smollm2_texts:
+            session.remove()
+            rows = [session.eval(prompt)]
+            generated: list[int] = []
+            while len(generated) < N_GENERATED:
+                generated.append(int(rows[-1][-1].argmax()))
+                rows.append(session.eval(generated[-1:]))
+            assert generated == continuation
+            assert_close(torch.cat(rows), expected, 1e-5)
