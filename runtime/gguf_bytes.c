@@ -83,7 +83,7 @@ int hs_grow(void ** array, size_t * capacity, size_t used, size_t elem, hs_error
     return HS_OK;
 }
 
-int hs_cursor_name(struct hs_cursor * c, const char * what, uint64_t index, uint64_t max_len, size_t * at, uint32_t * len) {
+int hs_cursor_name(struct hs_cursor * c, const char * what, uint64_t index, uint64_t max_len, struct hs_names * names, size_t * at, uint32_t * len) {
     struct hs_gguf_shard * s     = c->shard;
     const char *           label = s->source.label;
     uint64_t               start = c->pos, n = 0;
@@ -102,14 +102,14 @@ int hs_cursor_name(struct hs_cursor * c, const char * what, uint64_t index, uint
                 hs_quote((const char *) bytes, (size_t) n).s, bytes[i], i);
         }
     }
-    while (s->names_capacity - s->names_size < n + 1) {
-        HS_TRY(hs_grow((void **) &s->names, &s->names_capacity, s->names_capacity, 1, c->err));
+    while (names->capacity - names->size < n + 1) {
+        HS_TRY(hs_grow((void **) &names->s, &names->capacity, names->capacity, 1, c->err));
     }
-    *at  = s->names_size;
+    *at  = names->size;
     *len = (uint32_t) n;
-    memcpy(s->names + *at, bytes, (size_t) n);
-    s->names[*at + n] = '\0';
-    s->names_size += (size_t) n + 1;
+    memcpy(names->s + *at, bytes, (size_t) n);
+    names->s[*at + n] = '\0';
+    names->size += (size_t) n + 1;
     return HS_OK;
 }
 

@@ -20,7 +20,8 @@ void hs_gguf_shard_free(struct hs_gguf_shard * s) {
     free(s->kv);
     free(s->kv_sorted);
     free(s->tensors);
-    free(s->names);
+    free(s->keys.s);
+    free(s->tensor_names.s);
     memset(s, 0, sizeof *s);
     s->source.fd = -1;
 }
@@ -63,7 +64,7 @@ static int parse_header(struct hs_cursor * c, uint64_t * n_tensors, uint64_t * n
 static int bad_kv(const struct hs_cursor * c, const struct hs_gguf_kv * kv, const char * what, uint64_t found, const char * expected) {
     const struct hs_gguf_shard * s = c->shard;
     return hs_fail(c->err, HS_E_FORMAT, "%s: key '%s' at offset %" PRIu64 ": %s %" PRIu64 ", expected %s", s->source.label,
-        hs_quote(s->names + kv->key, kv->key_len).s, kv->offset, what, found, expected);
+        hs_quote(s->keys.s + kv->key, kv->key_len).s, kv->offset, what, found, expected);
 }
 
 static int parse_string(struct hs_cursor * c, const struct hs_gguf_kv * kv, bool skip_length, uint64_t * start) {
@@ -128,7 +129,7 @@ static int parse_kv(struct hs_cursor * c, uint64_t index) {
     struct hs_gguf_kv * kv = &s->kv[s->n_kv];
     memset(kv, 0, sizeof *kv);
     kv->offset = c->pos;
-    HS_TRY(hs_cursor_name(c, "key", index, KEY_MAX, &kv->key, &kv->key_len));
+    HS_TRY(hs_cursor_name(c, "key", index, KEY_MAX, &s->keys, &kv->key, &kv->key_len));
     uint32_t type = 0;
     HS_TRY(hs_cursor_u32(c, "value type", &type));
     if (type > HS_GGUF_F64) {
@@ -161,13 +162,13 @@ static int index_keys(struct hs_gguf_shard * s, hs_error * err) {
         return hs_fail(err, HS_E_MEMORY, "%s: cannot allocate an index of %zu keys", s->source.label, s->n_kv);
     }
     for (size_t i = 0; i < s->n_kv; i++) {
-        s->kv_sorted[i] = (struct hs_name_ref) {s->names + s->kv[i].key, s->kv[i].key_len, i};
+        s->kv_sorted[i] = (struct hs_name_ref) {s->keys.s + s->kv[i].key, s->kv[i].key_len, i};
     }
     uint64_t a = 0, b = 0;
     if (!hs_names_sort(s->kv_sorted, s->n_kv, &a, &b)) {
         const struct hs_gguf_kv * kv = &s->kv[b];
         return hs_fail(err, HS_E_FORMAT, "%s: key '%s' at offset %" PRIu64 " repeats the one at offset %" PRIu64 ", expected unique keys", s->source.label,
-            hs_quote(s->names + kv->key, kv->key_len).s, kv->offset, s->kv[a].offset);
+            hs_quote(s->keys.s + kv->key, kv->key_len).s, kv->offset, s->kv[a].offset);
     }
     return HS_OK;
 }

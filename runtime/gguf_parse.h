@@ -7,7 +7,7 @@
 #define HS_SPLIT_MAX 65535 // split.count is a u16 in llama.cpp's files
 
 struct hs_gguf_kv {
-    size_t       key;               // offset in `names`, NUL-terminated
+    size_t       key;               // offset in `keys`, NUL-terminated
     uint32_t     key_len;           // 1..65535
     hs_gguf_type type, arr_type;    // arr_type: of an array's elements
     uint64_t     arr_len;           // elements of an array, 0 for scalars
@@ -16,6 +16,7 @@ struct hs_gguf_kv {
 };
 
 struct hs_name_ref { const char * s; size_t len; uint64_t index; };
+struct hs_names { char * s; size_t size, capacity; }; // names one after the other, each NUL-terminated; s moves as it grows
 
 struct hs_gguf_shard {
     struct hs_source        source;
@@ -23,8 +24,7 @@ struct hs_gguf_shard {
     struct hs_name_ref *    kv_sorted;   // n_kv, by key
     struct hs_gguf_tensor * tensors;     // in the file's order
     size_t                  n_kv, n_tensors, kv_capacity, tensor_capacity;
-    char *                  names;       // keys and tensor names, each NUL-terminated
-    size_t                  names_size, names_capacity;
+    struct hs_names         keys, tensor_names; // apart: kv_sorted points into keys while tensor_names still grows
     size_t                  meta_used;   // header, keys and tensor table, in bytes
     uint32_t                alignment;
     int32_t                 split_no, split_count, split_tensors; // count <= 1: not split; tensors -1: key absent
@@ -48,8 +48,8 @@ uint64_t hs_cursor_left(const struct hs_cursor * c);
 int hs_cursor_take(struct hs_cursor * c, uint64_t n, const char * what);
 int hs_cursor_u32(struct hs_cursor * c, const char * what, uint32_t * out);
 int hs_cursor_u64(struct hs_cursor * c, const char * what, uint64_t * out);
-// A length-prefixed name (key or tensor name) of 1..max_len bytes, valid UTF-8 without NUL, copied to shard->names at *at.
-int hs_cursor_name(struct hs_cursor * c, const char * what, uint64_t index, uint64_t max_len, size_t * at, uint32_t * len);
+// A length-prefixed name (key or tensor name) of 1..max_len bytes, valid UTF-8 without NUL, copied to `names` at *at.
+int hs_cursor_name(struct hs_cursor * c, const char * what, uint64_t index, uint64_t max_len, struct hs_names * names, size_t * at, uint32_t * len);
 
 uint32_t hs_load_u32(const void * p);   // little-endian, any alignment
 uint64_t hs_load_u64(const void * p);

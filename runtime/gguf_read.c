@@ -119,7 +119,7 @@ int64_t hs_gguf_find(const hs_gguf * g, const char * key) {
 
 const char * hs_gguf_key(const hs_gguf * g, int64_t i) {
     const struct hs_gguf_kv * kv = kv_at(g, i);
-    return kv ? g->shards[0]->names + kv->key : NULL;
+    return kv ? g->shards[0]->keys.s + kv->key : NULL;
 }
 
 hs_gguf_type hs_gguf_kv_type(const hs_gguf * g, int64_t i) {

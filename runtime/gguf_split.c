@@ -56,7 +56,7 @@ static int check_split_keys(const struct hs_gguf_shard * s, const struct hs_gguf
 static int check_common_keys(const struct hs_gguf_shard * s, const struct hs_gguf_shard * first, hs_error * err) {
     for (size_t i = 0; i < s->n_kv; i++) {
         const struct hs_gguf_kv * kv  = &s->kv[i];
-        const char *              key = s->names + kv->key;
+        const char *              key = s->keys.s + kv->key;
         int64_t                   j   = hs_gguf_shard_find(first, key);
         if (j < 0 || strcmp(key, "split.no") == 0 || strcmp(key, "general.alignment") == 0) { // the alignment is each file's own
             continue;

@@ -36,8 +36,8 @@ static int parse_tensor(struct hs_cursor * c, uint64_t index) {
     size_t   at     = 0;
     uint32_t len    = 0, n_dims = 0, type = 0;
     uint64_t offset = c->pos;
-    HS_TRY(hs_cursor_name(c, "name of tensor", index, GGML_MAX_NAME - 1, &at, &len));
-    t->name = s->names + at; // good until the next name is added; set again when the table is complete
+    HS_TRY(hs_cursor_name(c, "name of tensor", index, GGML_MAX_NAME - 1, &s->tensor_names, &at, &len));
+    t->name = s->tensor_names.s + at; // good until the next name is added; set again when the table is complete
     HS_TRY(hs_cursor_u32(c, "number of dimensions", &n_dims));
     if (n_dims < 1 || n_dims > 4) {
         return hs_fail(c->err, HS_E_FORMAT, "%s: tensor '%s' at offset %" PRIu64 ": %" PRIu32 " dimensions, expected 1 to 4", label, tensor_name(t).s, offset, n_dims);
@@ -129,8 +129,7 @@ int hs_gguf_shard_parse_tensors(struct hs_gguf_shard * s, uint64_t pos, uint64_t
         HS_TRY(parse_tensor(&c, i));
     }
     s->meta_used = (size_t) c.pos;
-    // The names no longer move: resolve them in order, right after the keys.
-    const char * name = s->names ? s->names + (s->n_kv ? s->kv[s->n_kv - 1].key + s->kv[s->n_kv - 1].key_len + 1 : 0) : "";
+    const char * name = s->tensor_names.s; // it no longer moves
     for (size_t i = 0; i < s->n_tensors; i++) {
         s->tensors[i].name = name;
         name += strlen(name) + 1;
