@@ -1,4 +1,4 @@
-// What this build is: our version, ggml's, the CPU features ggml uses, and the level of our kernels.
+// What this build is (HS_VERSION comes from CMake): our version, ggml's, the CPU features ggml uses, and the level of our kernels.
 #include <pthread.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -8,10 +8,6 @@
 #include "ggml.h"
 #include "hs_ops.h"
 #include "hysparse.h"
-
-#ifndef HYSPARSE_VERSION
-#define HYSPARSE_VERSION "0.1.0"
-#endif
 
 static const struct { const char * name; int (*has)(void); } cpu_features[] = {
     {"SSE3", ggml_cpu_has_sse3}, {"SSSE3", ggml_cpu_has_ssse3}, {"AVX", ggml_cpu_has_avx}, {"AVX2", ggml_cpu_has_avx2}, {"FMA", ggml_cpu_has_fma},
@@ -25,7 +21,7 @@ static char           version[640];
 static pthread_once_t version_once = PTHREAD_ONCE_INIT;
 
 static void write_version(void) {
-    int at = snprintf(version, sizeof version, HYSPARSE_VERSION " (ggml %s; CPU:", ggml_version());
+    int at = snprintf(version, sizeof version, HS_VERSION " (ggml %s; CPU:", ggml_version());
     for (size_t i = 0; i < sizeof cpu_features / sizeof *cpu_features; i++) {
         if (cpu_features[i].has()) {
             at += snprintf(version + at, sizeof version - (size_t) at, " %s", cpu_features[i].name);

@@ -1,4 +1,4 @@
-"""Hostile files end in an exception whose text names the place, the value found and the value expected: never in a crash, never silently."""
+"""Hostile files end in an exception that names the place, the value found and the value expected: never in a crash, never silently."""
 
 from __future__ import annotations
 

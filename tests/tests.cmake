@@ -1,0 +1,39 @@
+# C tests (ctest) and the fuzz target. Python tests run under pytest, on the installed package.
+set(HS_TESTS_DIR "${CMAKE_CURRENT_LIST_DIR}")
+
+# The same objects as libhysparse, linked statically, so that a test can also call what the library does not export.
+add_library(hs_test_lib INTERFACE)
+target_sources(hs_test_lib INTERFACE $<TARGET_OBJECTS:hs_runtime> $<TARGET_OBJECTS:hs_ops>)
+target_include_directories(hs_test_lib INTERFACE "${HS_RUNTIME_DIR}/include" "${HS_RUNTIME_DIR}" "${HS_OPS_DIR}")
+target_link_libraries(hs_test_lib INTERFACE hysparse_flags ggml Threads::Threads m)
+
+if(HYSPARSE_BUILD_TESTS)
+    add_executable(test_gguf "${HS_TESTS_DIR}/runtime/test_gguf.c")
+    target_link_libraries(test_gguf PRIVATE hs_test_lib)
+    add_test(NAME gguf COMMAND test_gguf)
+
+    add_executable(test_sampler "${HS_TESTS_DIR}/runtime/test_sampler.c")
+    target_link_libraries(test_sampler PRIVATE hs_test_lib)
+    add_test(NAME sampler COMMAND test_sampler)
+
+    # The fuzz target's seeds, their prefixes and mutations; with HYSPARSE_SANITIZE=address,undefined under the sanitizers.
+    add_executable(corpus_replay "${HS_TESTS_DIR}/runtime/fuzz_gguf.c")
+    target_link_libraries(corpus_replay PRIVATE hs_test_lib)
+    add_test(NAME corpus_replay COMMAND corpus_replay "${HS_TESTS_DIR}/runtime/corpus")
+endif()
+
+# build/fuzz_gguf -dict=tests/runtime/gguf.dict -max_len=65536 NEW_FOLDER tests/runtime/corpus
+if(HYSPARSE_BUILD_FUZZ)
+    if(NOT CMAKE_C_COMPILER_ID MATCHES "Clang")
+        message(FATAL_ERROR "HYSPARSE_BUILD_FUZZ needs clang (-DCMAKE_C_COMPILER=clang), found ${CMAKE_C_COMPILER_ID}")
+    endif()
+    set(HS_FUZZ_FLAGS -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g)
+    file(GLOB HS_FUZZ_LOADER CONFIGURE_DEPENDS "${HS_RUNTIME_DIR}/gguf_*.c")
+    add_executable(fuzz_gguf "${HS_TESTS_DIR}/runtime/fuzz_gguf.c" ${HS_FUZZ_LOADER} "${HS_RUNTIME_DIR}/status.c" "${HS_RUNTIME_DIR}/hparams.c"
+        "${HS_RUNTIME_DIR}/layer_plan.c" "${HS_RUNTIME_DIR}/weights.c" "${HS_RUNTIME_DIR}/weights_load.c" "${HS_RUNTIME_DIR}/backend.c")
+    target_compile_definitions(fuzz_gguf PRIVATE HS_LIBFUZZER)
+    target_compile_options(fuzz_gguf PRIVATE ${HS_FUZZ_FLAGS})
+    target_link_options(fuzz_gguf PRIVATE ${HS_FUZZ_FLAGS})
+    target_include_directories(fuzz_gguf PRIVATE "${HS_RUNTIME_DIR}/include" "${HS_RUNTIME_DIR}" "${HS_OPS_DIR}")
+    target_link_libraries(fuzz_gguf PRIVATE hysparse_flags ggml Threads::Threads m)
+endif()
