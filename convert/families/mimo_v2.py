@@ -44,19 +44,18 @@ def _window(config: Config) -> int:
     return window + 1 if config.has("hybrid_layer_pattern") else window
 
 
-def _tp_size(b: Binder, fused: list[tuple[StoredTensor, int, int, int]], options: Options) -> int:
-    """Tensor-parallel ranks of the fused qkv_proj rows, each rank's rows being its share of Q, K and V.
+def _tp_size(b: Binder, fused: list[tuple[StoredTensor, int]], heads: set[int], options: Options) -> int:
+    """Tensor-parallel ranks of the fused qkv_proj rows, each rank's rows being its share of the heads of Q, K and V.
 
     The number of scale rows tells: a rank's rows are padded to whole FP8 blocks. All layers must agree on one size.
-    fused: (tensor, q rows, k rows, v rows).
+    fused: (tensor, its rows); heads: the head counts, which the size must divide.
     """
     where = f"tensor {fused[0][0].name}"
-    sizes = [tp for tp in TP_SIZES if options.qkv_tp_size in (None, tp)] if options.qkv_tp_size in (None, *TP_SIZES) else []
-    for stored, *rows in fused:
-        sizes = [tp for tp in sizes if all(n % tp == 0 for n in rows)]
+    sizes = [tp for tp in TP_SIZES if options.qkv_tp_size in (None, tp) and all(n % tp == 0 for n in heads)]
+    for stored, n_rows in fused:
         if stored.dtype in FP8:
             n_scale = b.scale_of(stored).n_rows
-            sizes = [tp for tp in sizes if tp * -(-sum(rows) // tp // b.block[0]) == n_scale]
+            sizes = [tp for tp in sizes if tp * -(-(n_rows // tp) // b.block[0]) == n_scale]
     if options.qkv_tp_size is not None and not sizes:
         raise mismatch(f"{where}: qkv_tp_size", options.qkv_tp_size, "a size that fits the heads and scales of all fused layers")
     if len(sizes) != 1:
@@ -123,7 +122,7 @@ def build(config: Config, b: Binder, kv: KeyValues, options: Options) -> None:
     bias = config.flag("attention_bias", default=False)
     rows = [(s.n_head * s.head_dim, n * s.head_dim, n * v_dim) for n in n_head_kv]
     fused = {il: stored for il in range(s.n_layer) if (stored := b.find(f"model.layers.{il}.self_attn.qkv_proj.weight"))}
-    tp = _tp_size(b, [(stored, *rows[il]) for il, stored in fused.items()], options) if fused else 1
+    tp = _tp_size(b, [(t, sum(rows[il])) for il, t in fused.items()], {s.n_head, *(n_head_kv[il] for il in fused)}, options) if fused else 1
     for il in range(s.n_layer):
         bind_norms(b, il, s)
         if il in fused:
