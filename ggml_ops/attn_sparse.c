@@ -1,6 +1,6 @@
 // Builder of the shared-cache sparse attention op. The contract is in hs_ops.h.
 #include "build.h"
-#include "cpu/work.h"
+#include "cpu/plan.h"
 
 static bool check_gates(const struct hs_build * b, const struct ggml_tensor * gates, int64_t d_v, int64_t n_head, int64_t n_tokens) {
     if (!gates) {
@@ -10,7 +10,7 @@ static bool check_gates(const struct hs_build * b, const struct ggml_tensor * ga
         return false;
     }
     if (gates->ne[0] != 2 * n_head && gates->ne[0] != 2 * n_head * d_v) {
-        return hs_fail(b, "gates", "found ne[0] = %lld, expected 2 * n_head = %lld or 2 * d_v * n_head = %lld", (long long) gates->ne[0],
+        return hs_op_fail(b, "gates", "found ne[0] = %lld, expected 2 * n_head = %lld or 2 * d_v * n_head = %lld", (long long) gates->ne[0],
             (long long) (2 * n_head), (long long) (2 * n_head * d_v));
     }
     return true;
@@ -18,10 +18,10 @@ static bool check_gates(const struct hs_build * b, const struct ggml_tensor * ga
 
 static bool check_window(const struct hs_build * b, const struct hs_op_params * p, const struct hs_attn_sparse_args * a) {
     if (!a->win_k != !a->win_v) {
-        return hs_fail(b, a->win_k ? "win_v" : "win_k", "found NULL, expected both rings of the window branch or neither");
+        return hs_op_fail(b, a->win_k ? "win_v" : "win_k", "found NULL, expected both rings of the window branch or neither");
     }
     if (a->win_k && p->forced) {
-        return hs_fail(b, "forced", "found true together with win_k, expected at most one of the forced window and the window branch");
+        return hs_op_fail(b, "forced", "found true together with win_k, expected at most one of the forced window and the window branch");
     }
     if ((a->win_k || p->forced) && !hs_check_min(b, "window", p->window, 1)) {
         return false;
@@ -34,7 +34,7 @@ static bool check_window(const struct hs_build * b, const struct hs_op_params * 
         return false;
     }
     if (a->win_k->ne[3] < a->table->ne[1]) {
-        return hs_fail(b, "win_k", "found ne[3] = %lld rings, expected at least n_seq = %lld", (long long) a->win_k->ne[3], (long long) a->table->ne[1]);
+        return hs_op_fail(b, "win_k", "found ne[3] = %lld rings, expected at least n_seq = %lld", (long long) a->win_k->ne[3], (long long) a->table->ne[1]);
     }
     return true;
 }
@@ -55,11 +55,8 @@ struct hs_op_result hs_attn_sparse(struct ggml_context * ctx, enum hs_op_impl im
     p->n_blocks_max = (int32_t) ((a->table->ne[0] * a->k->ne[1] + p->block_size - 1) / p->block_size);
     p->out_elems = d_v * n_head * n_tokens;
     p->score_elems = 0;
-    p->work_elems = hs_attn_work_elems(a->q->ne[0], d_v, n_head / a->k->ne[2], n_tokens, 0);
-    if (a->win_k) {
-        const int64_t branch = hs_attn_work_elems(a->q->ne[0], d_v, n_head / a->win_k->ne[2], n_tokens, 0);
-        p->work_elems = branch > p->work_elems ? branch : p->work_elems;
-    }
+    const int64_t n_head_kv[2] = { a->k->ne[2], a->win_k ? a->win_k->ne[2] : 0 };
+    p->work_elems = hs_plan_make(a->q->ne[0], d_v, n_head, n_head_kv, n_tokens, 0).work_elems;
     struct ggml_tensor * src[] = {
         [HS_SPARSE_Q] = a->q, [HS_SPARSE_K] = a->k, [HS_SPARSE_V] = a->v, [HS_SPARSE_SEL] = a->sel, [HS_SPARSE_TABLE] = a->table,
         [HS_SPARSE_POS_SEQ] = a->pos_seq, [HS_SPARSE_WIN_K] = a->win_k, [HS_SPARSE_WIN_V] = a->win_v, [HS_SPARSE_SINKS] = a->sinks,

@@ -6,7 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 
-bool hs_fail(const struct hs_build * b, const char * arg, const char * fmt, ...) {
+bool hs_op_fail(const struct hs_build * b, const char * arg, const char * fmt, ...) {
     char * out = b->res->error;
     size_t size = sizeof(b->res->error);
     int n = snprintf(out, size, "%s: %s: ", b->op, arg);
@@ -21,41 +21,41 @@ bool hs_fail(const struct hs_build * b, const char * arg, const char * fmt, ...)
 
 bool hs_check_tensor(const struct hs_build * b, const char * arg, const struct ggml_tensor * t, enum ggml_type type) {
     if (!t) {
-        return hs_fail(b, arg, "found NULL, expected a tensor of type %s", ggml_type_name(type));
+        return hs_op_fail(b, arg, "found NULL, expected a tensor of type %s", ggml_type_name(type));
     }
     if (t->type != type) {
-        return hs_fail(b, arg, "found type %s, expected %s", ggml_type_name(t->type), ggml_type_name(type));
+        return hs_op_fail(b, arg, "found type %s, expected %s", ggml_type_name(t->type), ggml_type_name(type));
     }
     if (!ggml_is_contiguous(t)) {
-        return hs_fail(b, arg, "found a strided tensor (nb1 = %zu for ne0 = %lld), expected a contiguous one", t->nb[1], (long long) t->ne[0]);
+        return hs_op_fail(b, arg, "found a strided tensor (nb1 = %zu for ne0 = %lld), expected a contiguous one", t->nb[1], (long long) t->ne[0]);
     }
     return true;
 }
 
 bool hs_check_ne(const struct hs_build * b, const char * arg, const struct ggml_tensor * t, int dim, int64_t expected, const char * why) {
     if (t->ne[dim] != expected) {
-        return hs_fail(b, arg, "found ne[%d] = %lld, expected %lld (%s)", dim, (long long) t->ne[dim], (long long) expected, why);
+        return hs_op_fail(b, arg, "found ne[%d] = %lld, expected %lld (%s)", dim, (long long) t->ne[dim], (long long) expected, why);
     }
     return true;
 }
 
 bool hs_check_min(const struct hs_build * b, const char * arg, int64_t found, int64_t min) {
     if (found < min) {
-        return hs_fail(b, arg, "found %lld, expected at least %lld", (long long) found, (long long) min);
+        return hs_op_fail(b, arg, "found %lld, expected at least %lld", (long long) found, (long long) min);
     }
     return true;
 }
 
 bool hs_check_scale(const struct hs_build * b, float scale) {
     if (!isfinite(scale) || scale <= 0.0f) {
-        return hs_fail(b, "scale", "found %g, expected a finite value above 0", (double) scale);
+        return hs_op_fail(b, "scale", "found %g, expected a finite value above 0", (double) scale);
     }
     return true;
 }
 
 static bool check_head_dim(const struct hs_build * b, const char * arg, int64_t d) {
     if (d < HS_HEAD_DIM_STEP || d > HS_HEAD_DIM_MAX || d % HS_HEAD_DIM_STEP != 0) {
-        return hs_fail(b, arg, "found ne[0] (head dim) = %lld, expected a multiple of %d from %d to %d", (long long) d, HS_HEAD_DIM_STEP,
+        return hs_op_fail(b, arg, "found ne[0] (head dim) = %lld, expected a multiple of %d from %d to %d", (long long) d, HS_HEAD_DIM_STEP,
             HS_HEAD_DIM_STEP, HS_HEAD_DIM_MAX);
     }
     return true;
@@ -67,10 +67,10 @@ bool hs_check_q(const struct hs_build * b, const struct ggml_tensor * q) {
 
 static bool check_cache_tensor(const struct hs_build * b, const char * arg, const struct ggml_tensor * t) {
     if (!t) {
-        return hs_fail(b, arg, "found NULL, expected a cache tensor");
+        return hs_op_fail(b, arg, "found NULL, expected a cache tensor");
     }
     if (t->type != GGML_TYPE_F32 && t->type != GGML_TYPE_F16 && t->type != GGML_TYPE_Q8_0) {
-        return hs_fail(b, arg, "found type %s, expected f32, f16 or q8_0", ggml_type_name(t->type));
+        return hs_op_fail(b, arg, "found type %s, expected f32, f16 or q8_0", ggml_type_name(t->type));
     }
     return hs_check_tensor(b, arg, t, t->type) && check_head_dim(b, arg, t->ne[0]);
 }
@@ -85,7 +85,7 @@ bool hs_check_cache(const struct hs_build * b, const char * k_arg, const struct 
         return false;
     }
     if (q->ne[1] % k->ne[2] != 0) {
-        return hs_fail(b, k_arg, "found ne[2] (n_head_kv) = %lld, expected a divisor of n_head = %lld", (long long) k->ne[2], (long long) q->ne[1]);
+        return hs_op_fail(b, k_arg, "found ne[2] (n_head_kv) = %lld, expected a divisor of n_head = %lld", (long long) k->ne[2], (long long) q->ne[1]);
     }
     return true;
 }

@@ -12,7 +12,7 @@ struct hs_build {
     struct hs_op_result * res;
 };
 
-bool hs_fail(const struct hs_build * b, const char * arg, const char * fmt, ...) __attribute__((format(printf, 3, 4)));
+bool hs_op_fail(const struct hs_build * b, const char * arg, const char * fmt, ...) __attribute__((format(printf, 3, 4)));
 
 // The tensor is there, has this type and is contiguous.
 bool hs_check_tensor(const struct hs_build * b, const char * arg, const struct ggml_tensor * t, enum ggml_type type);

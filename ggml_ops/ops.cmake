@@ -5,6 +5,26 @@ add_library(hs_ops OBJECT
     ${HS_OPS_DIR}/op_table.c ${HS_OPS_DIR}/build.c
     ${HS_OPS_DIR}/attn_full.c ${HS_OPS_DIR}/select_blocks.c ${HS_OPS_DIR}/attn_sparse.c ${HS_OPS_DIR}/attn_window.c
     ${HS_OPS_DIR}/ref/attn_full.c ${HS_OPS_DIR}/ref/select_blocks.c ${HS_OPS_DIR}/ref/attn_sparse.c ${HS_OPS_DIR}/ref/attn_window.c
-    ${HS_OPS_DIR}/cpu/dispatch.c)
+    ${HS_OPS_DIR}/cpu/attn_full.c ${HS_OPS_DIR}/cpu/select_blocks.c ${HS_OPS_DIR}/cpu/attn_sparse.c ${HS_OPS_DIR}/cpu/attn_window.c
+    ${HS_OPS_DIR}/cpu/dispatch.c ${HS_OPS_DIR}/cpu/level_scalar.c)
 target_include_directories(hs_ops PUBLIC ${HS_OPS_DIR})
 target_link_libraries(hs_ops PUBLIC ggml-base ggml-cpu m PRIVATE hysparse_flags)
+
+# The attention engine once per instruction set, chosen at run time: these files, and only they, may use more than the baseline.
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64|i[3-6]86)$")
+    target_sources(hs_ops PRIVATE ${HS_OPS_DIR}/cpu/level_avx2.c ${HS_OPS_DIR}/cpu/level_avx512.c)
+    set_source_files_properties(${HS_OPS_DIR}/cpu/level_avx2.c PROPERTIES COMPILE_OPTIONS "-mavx2;-mfma;-mf16c")
+    set_source_files_properties(${HS_OPS_DIR}/cpu/level_avx512.c PROPERTIES
+        COMPILE_OPTIONS "-mavx512f;-mavx512bw;-mavx512dq;-mavx512vl;-mavx2;-mfma;-mf16c")
+elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64|ARM64)$")
+    target_sources(hs_ops PRIVATE ${HS_OPS_DIR}/cpu/level_neon.c)
+endif()
+
+if(HYSPARSE_BUILD_TESTS)
+    add_executable(op_runner
+        ${HS_OPS_DIR}/op_runner.c ${HS_OPS_DIR}/op_cases.c ${HS_OPS_DIR}/op_data.c ${HS_OPS_DIR}/op_graph.c ${HS_OPS_DIR}/op_compare.c
+        ${HS_OPS_DIR}/op_perf.c)
+    target_link_libraries(op_runner PRIVATE hs_ops ggml hysparse_flags)
+    add_test(NAME op_runner COMMAND op_runner test)
+    add_test(NAME op_runner_plant COMMAND op_runner test --plant)
+endif()

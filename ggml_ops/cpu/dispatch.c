@@ -1,25 +1,86 @@
-// Choice of the instruction-set level of the CPU kernels.
-#include "cpu.h"
-#include "../ref/ref.h"
+// Which instruction-set level of the attention engine runs: the best that this build has and this machine can run, unless a test asks for another.
+#include "attn.h"
 
 #include <string.h>
 
-void hs_cpu_attn_full(struct ggml_tensor * dst, int ith, int nth, void * userdata) { hs_ref_attn_full(dst, ith, nth, userdata); }
-void hs_cpu_select_blocks(struct ggml_tensor * dst, int ith, int nth, void * userdata) { hs_ref_select_blocks(dst, ith, nth, userdata); }
-void hs_cpu_attn_sparse(struct ggml_tensor * dst, int ith, int nth, void * userdata) { hs_ref_attn_sparse(dst, ith, nth, userdata); }
-void hs_cpu_attn_window(struct ggml_tensor * dst, int ith, int nth, void * userdata) { hs_ref_attn_window(dst, ith, nth, userdata); }
+#if defined(__x86_64__) || defined(__i386__)
+#include <cpuid.h>
+#define HS_X86
+extern const struct hs_cpu_level hs_cpu_level_avx2, hs_cpu_level_avx512;
+#elif defined(__aarch64__)
+extern const struct hs_cpu_level hs_cpu_level_neon;
+#endif
+extern const struct hs_cpu_level hs_cpu_level_scalar;
 
-static bool is_op(const struct ggml_tensor * node, enum hs_op_id id) {
-    const struct hs_op_row * row = hs_op_find(node);
-    return row && row->id == id;
+#if defined(HS_X86)
+static bool has_f16c(void) { // not every compiler's __builtin_cpu_supports knows it
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & (1u << 29));
 }
 
-bool hs_cpu_attn_full_supported(const struct ggml_tensor * node) { return is_op(node, HS_OP_ATTN_FULL); }
-bool hs_cpu_select_blocks_supported(const struct ggml_tensor * node) { return is_op(node, HS_OP_SELECT_BLOCKS); }
-bool hs_cpu_attn_sparse_supported(const struct ggml_tensor * node) { return is_op(node, HS_OP_ATTN_SPARSE); }
-bool hs_cpu_attn_window_supported(const struct ggml_tensor * node) { return is_op(node, HS_OP_ATTN_WINDOW); }
+static bool has_avx2(void) {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
+}
 
-int hs_cpu_level_count(void) { return 1; }
-const char * hs_cpu_level_name(int i) { return i == 0 ? "scalar" : NULL; }
-bool hs_cpu_level_set(const char * name) { return strcmp(name, "scalar") == 0; }
-const char * hs_cpu_level(void) { return "scalar"; }
+static bool has_avx512(void) {
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vl");
+}
+#endif
+
+// Level i that this machine can run, lowest first; NULL behind the last.
+static const struct hs_cpu_level * level_at(int i) {
+    const struct hs_cpu_level * found[4];
+    int n = 0;
+    found[n++] = &hs_cpu_level_scalar;
+#if defined(HS_X86)
+    if (has_avx2()) {
+        found[n++] = &hs_cpu_level_avx2;
+    }
+    if (has_avx512()) {
+        found[n++] = &hs_cpu_level_avx512;
+    }
+#elif defined(__aarch64__)
+    found[n++] = &hs_cpu_level_neon;
+#endif
+    return i >= 0 && i < n ? found[i] : NULL;
+}
+
+int hs_cpu_level_count(void) {
+    int n = 0;
+    while (level_at(n)) {
+        n++;
+    }
+    return n;
+}
+
+const char * hs_cpu_level_name(int i) {
+    const struct hs_cpu_level * level = level_at(i);
+    return level ? level->name : NULL;
+}
+
+// The choice. Every thread of a graph that finds it empty writes the same value.
+static const struct hs_cpu_level * chosen;
+
+const struct hs_cpu_level * hs_cpu_level_current(void) {
+    const struct hs_cpu_level * level = __atomic_load_n(&chosen, __ATOMIC_RELAXED);
+    if (!level) {
+        level = level_at(hs_cpu_level_count() - 1);
+        __atomic_store_n(&chosen, level, __ATOMIC_RELAXED);
+    }
+    return level;
+}
+
+bool hs_cpu_level_set(const char * name) {
+    for (int i = 0; i < hs_cpu_level_count(); i++) {
+        if (strcmp(level_at(i)->name, name) == 0) {
+            __atomic_store_n(&chosen, level_at(i), __ATOMIC_RELAXED);
+            return true;
+        }
+    }
+    return false;
+}
+
+const char * hs_cpu_level(void) {
+    return hs_cpu_level_current()->name;
+}

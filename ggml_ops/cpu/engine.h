@@ -1,0 +1,265 @@
+// The attention engine of one level: items (query tile, head chunk), their walk over the keys, the end of a softmax. Included once per level.
+// Who does which item is in schedule.h.
+#pragma once
+
+#include "softmax.h"
+
+// One thread at work.
+struct core {
+    const struct hs_attn * a;
+    float * work;                 // this thread's workspace, aligned
+    int32_t tok0, nq, chunk;      // the item: tokens tok0 .. tok0 + nq - 1, query heads chunk * plan.chunk ..
+};
+
+static float * thread_work(const struct hs_attn * a, int ith) {
+    const uintptr_t at = (uintptr_t) (a->work + ith * a->p->work_elems), line = HS_LANES * sizeof(float);
+    return (float *) ((at + line - 1) / line * line);
+}
+
+static struct hs_state_head * state_head(float * state) {
+    return (struct hs_state_head *) (void *) state;
+}
+
+static void state_clear(const struct hs_plan * pl, float * state) {
+    *state_head(state) = (struct hs_state_head) { -1, -1 };
+    for (int b = 0; b < pl->n_branch; b++) {
+        for (int32_t r = 0; r < pl->rows[b]; r++) {
+            state[pl->m[b] + r] = HS_MAX_START;
+        }
+        memset(state + pl->l[b], 0, (size_t) pl->rows[b] * sizeof(float));
+        memset(state + pl->o[b], 0, (size_t) pl->rows[b] * (size_t) pl->d_v * sizeof(float));
+    }
+}
+
+// dst += src, two parts of the same item.
+static void state_merge(const struct hs_plan * pl, float * dst, const float * src, bool scores) {
+    struct hs_state_head * dh = state_head(dst);
+    const struct hs_state_head * sh = (const struct hs_state_head *) (const void *) src;
+    for (int32_t i = sh->first_block; scores && i < sh->end_block; i++) {
+        float * d = dst + pl->block_max + (int64_t) i * pl->rows[0];
+        const float * s = src + pl->block_max + (int64_t) i * pl->rows[0];
+        for (int32_t r = 0; r < pl->rows[0]; r++) {
+            d[r] = i < dh->end_block && d[r] > s[r] ? d[r] : s[r];
+        }
+    }
+    dh->end_block = sh->end_block > dh->end_block ? sh->end_block : dh->end_block;
+    for (int b = 0; b < pl->n_branch; b++) {
+        for (int32_t r = 0; r < pl->rows[b]; r++) {
+            float * m = dst + pl->m[b] + r, * l = dst + pl->l[b] + r;
+            const float sm = src[pl->m[b] + r], now = sm > *m ? sm : *m;
+            const float fd = expf(*m - now), fs = expf(sm - now);
+            float * o = dst + pl->o[b] + (int64_t) r * pl->d_v;
+            const float * so = src + pl->o[b] + (int64_t) r * pl->d_v;
+            for (int32_t d = 0; d < pl->d_v; d += VL) {
+                vf_store(o + d, vf_fma(vf_load(o + d), vf_set(fd), vf_mul(vf_load(so + d), vf_set(fs))));
+            }
+            *l = *l * fd + src[pl->l[b] + r] * fs;
+            *m = now;
+        }
+    }
+}
+
+// The rows of KV head `c` of the chunk in branch b, without their queries (sub_queries).
+static struct sub sub_make(const struct core * w, float * state, int b, int32_t c) {
+    const struct hs_plan * pl = &w->a->plan;
+    const struct hs_branch * br = &w->a->branch[b];
+    const int64_t r0 = (int64_t) c * pl->sub_rows[b];
+    const bool scores = w->a->scores && b == 0;
+    struct sub u = {
+        .a = w->a, .br = br, .seq = w->a->seq[w->tok0], .head_kv = (int64_t) w->chunk * (pl->chunk / pl->n_rep[b]) + c,
+        .nq = w->nq, .n_rep = pl->n_rep[b], .rows = pl->sub_rows[b], .block_size = scores ? w->a->p->block_size : 0,
+        .lanes = w->nq * pl->n_rep[b] > FEW_ROWS, .m = state + pl->m[b] + r0, .l = state + pl->l[b] + r0,
+        .o = state + pl->o[b] + r0 * pl->d_v, .block_max = state + pl->block_max, .head = state_head(state),
+        .q = w->work + pl->q, .qt = w->work + pl->qt, .s = w->work + pl->s, .k = w->work + pl->k, .v = w->work + pl->v,
+        .row_lo = w->work + pl->row_lo, .row_hi = w->work + pl->row_hi, .row_fix = w->work + pl->row_fix,
+    };
+    return u;
+}
+
+// Scaled queries as rows, and transposed where rows go to lanes (the padding is zero: its logits are 0 and nobody reads them).
+static void sub_queries(struct sub * u, int32_t tok0) {
+    const struct hs_plan * pl = &u->a->plan;
+    const vf scale = vf_set(u->a->p->scale);
+    const int32_t d = pl->d_qk, n = u->nq * u->n_rep;
+    for (int32_t r = 0; r < n; r++) {
+        const int64_t head = u->head_kv * u->n_rep + r % u->n_rep;
+        const float * src = u->a->q + ((int64_t) (tok0 + r / u->n_rep) * pl->n_head + head) * d;
+        for (int32_t x = 0; x < d; x += VL) {
+            vf_store(u->q + (ptrdiff_t) r * d + x, vf_mul(vf_load(src + x), scale));
+        }
+    }
+    for (int32_t x = 0; x < d && u->lanes; x++) {
+        float * t = u->qt + (ptrdiff_t) x * u->rows;
+        for (int32_t r = 0; r < n; r++) {
+            t[r] = u->q[(ptrdiff_t) r * d + x];
+        }
+        memset(t + n, 0, (size_t) (u->rows - n) * sizeof(float));
+    }
+}
+
+static int64_t window_first(const struct sub * u, int64_t t) {
+    const int64_t first = t - u->br->window + 1;
+    return first > 0 ? first : 0;
+}
+
+// Positions that some query of the tile sees through a window.
+static struct hs_run dense_span(const struct sub * u, int32_t tok0) {
+    struct hs_run span = { INT64_MAX, 0 };
+    for (int32_t i = 0; i < u->nq; i++) {
+        const int64_t t = u->a->pos[tok0 + i], first = window_first(u, t);
+        span.first = first < span.first ? first : span.first;
+        span.end = t + 1 > span.end ? t + 1 : span.end;
+    }
+    return span;
+}
+
+// Tiles of keys of a sub. Selections: only for one query.
+static int64_t sub_units(const struct sub * u, int32_t tok0) {
+    int64_t n;
+    if (u->br->sel) {
+        n = hs_count_visible(hs_runs_of(u->a, u->br, tok0, u->head_kv));
+    } else {
+        const struct hs_run span = dense_span(u, tok0);
+        n = span.end - span.first;
+    }
+    return (n + HS_TILE_KEYS - 1) / HS_TILE_KEYS;
+}
+
+static int32_t clamp(int64_t x, int64_t lo, int64_t hi) {
+    return (int32_t) (x < lo ? lo : x > hi ? hi : x);
+}
+
+// Window or causal: tiles from..to of the positions in view.
+static void walk_dense(struct sub * u, int32_t tok0, int64_t from, int64_t to) {
+    const struct hs_run span = dense_span(u, tok0);
+    for (int64_t x = from; x < to && span.first + x * HS_TILE_KEYS < span.end; x++) {
+        struct hs_run run = { span.first + x * HS_TILE_KEYS, span.first + (x + 1) * HS_TILE_KEYS };
+        run.end = run.end < span.end ? run.end : span.end;
+        const int32_t nk = (int32_t) (run.end - run.first);
+        for (int32_t i = 0; i < u->nq; i++) {
+            const int64_t t = u->a->pos[tok0 + i];
+            u->lo[i] = clamp(window_first(u, t) - run.first, 0, nk);
+            u->hi[i] = clamp(t - run.first, -1, nk - 1);
+        }
+        tile(u, &run, 1, nk);
+    }
+}
+
+// A selection of one query: its keys are packed into full tiles, whatever the block size.
+static void walk_selected(struct sub * u, int32_t tok0, int64_t from, int64_t to) {
+    struct hs_runs walk = hs_runs_of(u->a, u->br, tok0, u->head_kv);
+    struct hs_run runs[HS_TILE_KEYS], run = hs_next_run(&walk);
+    for (int64_t skip = from * HS_TILE_KEYS; run.first < run.end;) { // to the first tile
+        const int64_t n = run.end - run.first < skip ? run.end - run.first : skip;
+        run.first += n;
+        skip -= n;
+        if (run.first < run.end) {
+            break;
+        }
+        run = hs_next_run(&walk);
+    }
+    for (int64_t x = from; x < to && run.first < run.end; x++) {
+        int32_t nk = 0, n_runs = 0;
+        while (nk < HS_TILE_KEYS && run.first < run.end) {
+            const int64_t left = HS_TILE_KEYS - nk, n = run.end - run.first < left ? run.end - run.first : left;
+            if (n_runs > 0 && runs[n_runs - 1].end == run.first) {
+                runs[n_runs - 1].end += n;
+            } else {
+                runs[n_runs++] = (struct hs_run) { run.first, run.first + n };
+            }
+            nk += (int32_t) n;
+            run.first += n;
+            if (run.first == run.end) {
+                run = hs_next_run(&walk);
+            }
+        }
+        u->lo[0] = 0;
+        u->hi[0] = nk - 1;
+        tile(u, runs, n_runs, nk);
+    }
+}
+
+// Selections of several queries: block after block of their union, converted once for all queries that see it.
+static void walk_union(struct sub * u, int32_t tok0) {
+    struct hs_runs q[HS_TQ_MAX];
+    const int64_t size = u->a->p->block_size;
+    for (int32_t i = 0; i < u->nq; i++) {
+        q[i] = hs_runs_of(u->a, u->br, tok0 + i, u->head_kv);
+    }
+    for (int64_t block = 0;; block++) {
+        int64_t next = INT64_MAX; // the first block at or behind `block` that a query sees
+        for (int32_t i = 0; i < u->nq; i++) {
+            for (; q[i].i < q[i].top_k && q[i].sel[q[i].i] >= 0 && q[i].sel[q[i].i] < block; q[i].i++) {
+            }
+            int64_t own = q[i].i < q[i].top_k && q[i].sel[q[i].i] >= 0 ? q[i].sel[q[i].i] : INT64_MAX;
+            if (q[i].tail) {
+                const int64_t w = block == 0 ? 0 : q[i].window_first / size > block ? q[i].window_first / size : block;
+                own = w < own ? w : own;
+            }
+            next = own <= q[i].t / size && own < next ? own : next;
+        }
+        if (next == INT64_MAX) {
+            return;
+        }
+        block = next;
+        struct hs_run see[HS_TQ_MAX], span = { INT64_MAX, 0 };
+        for (int32_t i = 0; i < u->nq; i++) {
+            const bool whole = (q[i].i < q[i].top_k && q[i].sel[q[i].i] == block) || (q[i].zero && block == 0);
+            const int64_t first = whole ? block * size : q[i].window_first > block * size ? q[i].window_first : block * size;
+            const int64_t end = (block + 1) * size < q[i].t + 1 ? (block + 1) * size : q[i].t + 1;
+            see[i] = (struct hs_run) { first, end };
+            if (first < end) {
+                span.first = first < span.first ? first : span.first;
+                span.end = end > span.end ? end : span.end;
+            }
+        }
+        for (int64_t j = span.first; j < span.end; j += HS_TILE_KEYS) {
+            const struct hs_run run = { j, j + HS_TILE_KEYS < span.end ? j + HS_TILE_KEYS : span.end };
+            const int32_t nk = (int32_t) (run.end - run.first);
+            for (int32_t i = 0; i < u->nq; i++) {
+                u->lo[i] = clamp(see[i].first - j, 0, nk);
+                u->hi[i] = clamp(see[i].end - 1 - j, -1, nk - 1);
+            }
+            tile(u, &run, 1, nk);
+        }
+    }
+}
+
+// Tiles from..to of an item, counted through all its subs, into a state. A union of selections is always walked whole.
+static void item_walk(const struct core * w, float * state, int64_t from, int64_t to) {
+    const struct hs_plan * pl = &w->a->plan;
+    int64_t at = 0;
+    for (int b = 0; b < pl->n_branch; b++) {
+        for (int32_t c = 0; c < pl->chunk / pl->n_rep[b]; c++) {
+            struct sub u = sub_make(w, state, b, c);
+            if (u.br->sel && u.nq > 1) {
+                sub_queries(&u, w->tok0);
+                walk_union(&u, w->tok0);
+                continue;
+            }
+            const int64_t n = sub_units(&u, w->tok0), first = from > at ? from - at : 0, end = to - at < n ? to - at : n;
+            at += n;
+            if (first >= end) {
+                continue;
+            }
+            sub_queries(&u, w->tok0);
+            if (u.br->sel) {
+                walk_selected(&u, w->tok0, first, end);
+            } else {
+                walk_dense(&u, w->tok0, first, end);
+            }
+        }
+    }
+}
+
+static int64_t item_units(const struct core * w, float * state) {
+    const struct hs_plan * pl = &w->a->plan;
+    int64_t n = 0;
+    for (int b = 0; b < pl->n_branch; b++) {
+        for (int32_t c = 0; c < pl->chunk / pl->n_rep[b]; c++) {
+            const struct sub u = sub_make(w, state, b, c);
+            n += sub_units(&u, w->tok0);
+        }
+    }
+    return n;
+}

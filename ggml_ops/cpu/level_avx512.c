@@ -1,0 +1,7 @@
+// The attention engine compiled for one instruction set; ops.cmake gives this file its flags, dispatch.c asks the machine before using it.
+#define HS_SIMD_AVX512
+#define HS_ATTN hs_attn_avx512
+#include "schedule.h"
+
+extern const struct hs_cpu_level hs_cpu_level_avx512;
+const struct hs_cpu_level hs_cpu_level_avx512 = { "avx512", hs_attn_avx512 };

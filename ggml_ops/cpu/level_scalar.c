@@ -1,0 +1,7 @@
+// The attention engine compiled for one instruction set; ops.cmake gives this file its flags, dispatch.c asks the machine before using it.
+#define HS_SIMD_SCALAR
+#define HS_ATTN hs_attn_scalar
+#include "schedule.h"
+
+extern const struct hs_cpu_level hs_cpu_level_scalar;
+const struct hs_cpu_level hs_cpu_level_scalar = { "scalar", hs_attn_scalar };
