@@ -120,6 +120,8 @@ ggml_backend_buffer_type_t hs_repack_buft(enum ggml_type type, const int64_t * n
         (ggml_backend_dev_get_extra_bufts_t) ggml_backend_reg_get_proc_address(reg, "ggml_backend_dev_get_extra_bufts");
     ggml_backend_buffer_type_t * list = get ? get(cpu_device()) : NULL;
     for (; list && *list; list++) {
+        // AMX: on a virtual machine that offers it, ggml's tile kernels died of SIGILL (llama.cpp's too, same ggml code); nothing here can tell before.
+        if (strcmp(ggml_backend_buft_name(*list), "AMX") == 0) continue;
         if (buft_runs(*list, type, ne, experts)) return *list;
     }
     return NULL;

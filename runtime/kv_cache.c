@@ -69,8 +69,9 @@ static int alloc_caches(struct hs_kv * kv, bool pages, ggml_backend_buffer_type_
             return hs_fail(err, HS_E_MEMORY, "KV %s: cannot allocate %llu bytes (n_ctx %d, n_seq %d)", pages ? "pages" : "rings",
                 (unsigned long long) (pages ? b.pages : b.rings), kv->shape.n_ctx, kv->shape.n_seq);
         }
-        // Zeros, not garbage: slots that were never written may be read as whole tiles and masked; they must not be NaN.
-        ggml_backend_buffer_clear(*buf, 0);
+        // Zeros, not garbage: slots that were never written may be read in whole tiles and must not be NaN. Pages are cleared as they are handed
+        // out (take_page), so that a large n_ctx does not touch its memory before it is used.
+        if (!pages) ggml_backend_buffer_clear(*buf, 0);
     }
     *(pages ? &kv->ctx : &kv->ctx_rings) = ctx;
     return HS_OK;
@@ -142,6 +143,17 @@ static void release_page(struct hs_kv * kv, int32_t page) {
     if (--kv->refs[page] == 0) kv->free_list[kv->n_free++] = page;
 }
 
+static int32_t take_page(struct hs_kv * kv) {
+    const int32_t page = kv->free_list[--kv->n_free];
+    kv->refs[page] = 1;
+    for (int32_t il = 0; il < kv->plan->n_layer; il++) {
+        if (!kv->plan->layers[il].owns_pages) continue;
+        ggml_backend_tensor_memset(kv->k[il], 0, (size_t) page * kv->k[il]->nb[3], kv->k[il]->nb[3]);
+        ggml_backend_tensor_memset(kv->v[il], 0, (size_t) page * kv->v[il]->nb[3], kv->v[il]->nb[3]);
+    }
+    return page;
+}
+
 // Copy slab `src` of the last dimension (a page, or a sequence's ring) to slab `dst` in every layer that owns that kind of cache.
 static void copy_slabs(struct hs_kv * kv, bool pages, int32_t src, int32_t dst) {
     for (int32_t il = 0; il < kv->plan->n_layer; il++) {
@@ -170,17 +182,12 @@ int hs_kv_reserve(struct hs_kv * kv, int32_t seq, int32_t n, hs_error * err) {
     for (int32_t i = first; i < q->n_pages; i++) { // copy on write
         const int32_t old = q->table[i];
         if (kv->refs[old] < 2) continue;
-        const int32_t page = kv->free_list[--kv->n_free];
-        kv->refs[page] = 1;
+        const int32_t page = take_page(kv);
         copy_slabs(kv, true, old, page);
         q->table[i] = page;
         release_page(kv, old);
     }
-    while (q->n_pages < want) {
-        const int32_t page = kv->free_list[--kv->n_free];
-        kv->refs[page] = 1;
-        q->table[q->n_pages++] = page;
-    }
+    while (q->n_pages < want) q->table[q->n_pages++] = take_page(kv);
     return HS_OK;
 }
 

@@ -1,0 +1,49 @@
+// Tokens -> logits as a ggml graph. graph.c has the layer loop, graph_attn.c and graph_ffn.c the two halves of a layer; each reads the layer plan.
+// A graph depends on (n_tokens, n_out) and on the session's cache shape, never on lengths: decode replays one graph.
+#pragma once
+
+#include "hs_ops.h"
+#include "kv_cache.h"
+#include "model.h"
+
+struct hs_graph {
+    int32_t n_tokens, n_out;
+    struct ggml_cgraph * gf;
+    // inputs
+    struct ggml_tensor * tokens;                 // i32 [n_tokens]
+    struct ggml_tensor * pos_seq;                // i32 [n_tokens, 2]
+    struct ggml_tensor * table;                  // i32 [n_pages, n_seq], NULL when no layer has pages
+    struct ggml_tensor * rows[HS_MAX_ROW_SETS];  // i64 [n_head_kv * n_tokens], one for each row set of the plan
+    struct ggml_tensor * out_ids;                // i32 [n_out], NULL when n_out is 0 or n_tokens
+    // output
+    struct ggml_tensor * logits;                 // f32 [n_vocab, n_out], NULL when n_out is 0
+};
+
+// What the builder needs and keeps between layers.
+struct hs_build {
+    const struct hs_model * model;
+    const struct hs_kv * kv;
+    enum hs_op_impl impl;
+    int32_t n_threads_max;
+    struct ggml_context * ctx;
+    struct hs_graph * g;
+    struct hs_op_params * params; int32_t n_params;  // arena of the custom nodes' parameters, 3 a layer
+    struct ggml_tensor ** selection;                 // [n_layer] i32 [top_k, n_head_kv, n_tokens] of each layer that emits scores
+    hs_error * err;
+    int rc;
+};
+
+size_t hs_graph_max_nodes(const struct hs_model * m);
+int32_t hs_graph_max_params(const struct hs_model * m);
+
+// Build into b->ctx (fresh, no_alloc). b->params and b->selection are the caller's arrays. HS_E_INTERNAL if an op refuses its shapes.
+int hs_graph_build(struct hs_build * b, int32_t n_tokens, int32_t n_out, struct hs_graph * out);
+
+// A named node: "attn_norm-3" (il < 0: no number). Names are what hs_session_capture hands out.
+struct ggml_tensor * hs_named(struct ggml_tensor * t, const char * name, int il);
+struct ggml_tensor * hs_build_norm(struct hs_build * b, struct ggml_tensor * x, struct ggml_tensor * weight);
+
+// x: normed input [n_embd, n_tokens]. Writes this layer's k and v to its cache; then, unless write_only, returns the attention output after W_o.
+// out_ids (may be NULL): only those tokens' outputs are wanted.
+struct ggml_tensor * hs_build_attn(struct hs_build * b, int il, struct ggml_tensor * x, bool write_only);
+struct ggml_tensor * hs_build_ffn(struct hs_build * b, int il, struct ggml_tensor * x);
