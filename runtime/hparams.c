@@ -45,12 +45,12 @@ static int check_positive(hs_error * err, const char * name, float v) {
 static int read_rope(const hs_gguf * g, struct hs_hparams * hp, enum hs_rope_set set, int32_t head_dim, struct keys k, hs_error * err) {
     const char * suf = rope_suffixes[set];
     struct hs_rope * r = &hp->rope[set];
-    float base = -1.0f;
+    float base = 10000.0f;
+    const bool given = hs_gguf_find(g, key(&k, "rope.freq_base%s", suf)) >= 0, own = set == HS_ROPE_FULL || given;
     HS_TRY(hs_gguf_get_f32(g, key(&k, "rope.freq_base%s", suf), false, &base, err));
-    const bool own = set == HS_ROPE_FULL || base != -1.0f;
     if (own) {
         *r = (struct hs_rope) { .n_rot = head_dim, .mode = hp->arch == HS_ARCH_LLAMA ? GGML_ROPE_TYPE_NORMAL : GGML_ROPE_TYPE_NEOX,
-            .freq_base = base != -1.0f ? base : 10000.0f, .freq_scale = 1.0f, .attn_factor = 1.0f, .beta_fast = 32.0f, .beta_slow = 1.0f,
+            .freq_base = base, .freq_scale = 1.0f, .attn_factor = 1.0f, .beta_fast = 32.0f, .beta_slow = 1.0f,
             .n_ctx_orig = hp->n_ctx_train, .factors_of = (int32_t) set };
         if (set != HS_ROPE_FULL) r->n_rot = hp->rope[HS_ROPE_FULL].n_rot;
         HS_TRY(check_positive(err, key(&k, "rope.freq_base%s", suf), r->freq_base));
@@ -66,7 +66,9 @@ static int read_rope(const hs_gguf * g, struct hs_hparams * hp, enum hs_rope_set
     float factor = 1.0f;
     HS_TRY(hs_gguf_get_str(g, key(&k, "rope.scaling%s.type", suf), false, &type, &n, err));
     HS_TRY(hs_gguf_get_f32(g, key(&k, "rope.scaling%s.factor", suf), false, &factor, err));
-    HS_TRY(check_positive(err, key(&k, "rope.scaling%s.factor", suf), factor));
+    if (!(factor > 1e-30f)) { // so that its inverse is finite
+        return hs_fail(err, HS_E_MODEL, "%s: found %g, expected a finite number above 0", key(&k, "rope.scaling%s.factor", suf), (double) factor);
+    }
     const bool linear = type && n == 6 && memcmp(type, "linear", 6) == 0;
     const bool yarn   = type && n == 4 && memcmp(type, "yarn", 4) == 0;
     if (type && !linear && !yarn && !(n == 4 && memcmp(type, "none", 4) == 0)) {
@@ -127,7 +129,12 @@ static int read_moe(const hs_gguf * g, struct hs_hparams * hp, struct keys k, hs
     HS_TRY(hs_gguf_get_i32(g, KEY("expert_used_count"), true, 1, m->n_expert, &m->n_expert_used, err));
     HS_TRY(hs_gguf_get_i32(g, KEY("expert_feed_forward_length"), true, 1, DIM_MAX, &m->n_ff_exp, err));
     HS_TRY(hs_gguf_get_i32(g, KEY("expert_shared_count"), false, 0, 4096, &m->n_expert_shared, err));
-    m->n_ff_shexp = m->n_expert_shared * m->n_ff_exp;
+    const int64_t n_ff_shared = (int64_t) m->n_expert_shared * m->n_ff_exp;
+    if (n_ff_shared > DIM_MAX) {
+        return hs_fail(err, HS_E_MODEL, "%s: found %d with expert_feed_forward_length %d, expected a product of at most %d", KEY("expert_shared_count"),
+            m->n_expert_shared, m->n_ff_exp, DIM_MAX);
+    }
+    m->n_ff_shexp = (int32_t) n_ff_shared;
     if (m->n_expert_shared) HS_TRY(hs_gguf_get_i32(g, KEY("expert_shared_feed_forward_length"), false, 1, DIM_MAX, &m->n_ff_shexp, err));
     HS_TRY(hs_gguf_get_i32(g, KEY("expert_gating_func"), false, 1, 2, &m->gating, err));
     HS_TRY(hs_gguf_get_bool(g, KEY("expert_weights_norm"), false, &m->norm_weights, err));

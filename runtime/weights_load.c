@@ -106,9 +106,15 @@ static int tensor_bytes(struct hs_binder * b, const struct hs_gguf_tensor * t, c
     return hs_gguf_read_tensor(b->gguf, t, 0, t->size, *tmp, b->err);
 }
 
+static int check_values(struct hs_binder * b, const struct hs_gguf_tensor * t, const void * data) {
+    if (!b->p->check || ggml_validate_row_data(t->type, data, (size_t) t->size)) return HS_OK;
+    return hs_fail(b->err, HS_E_MODEL, "tensor %s: holds values that are not finite (or invalid quantised blocks), expected finite ones", t->name);
+}
+
 static int widen(struct hs_binder * b, const struct hs_gguf_tensor * t, float * dst, int64_t n, void ** tmp, size_t * cap) {
     const void * data;
     HS_TRY(tensor_bytes(b, t, &data, tmp, cap));
+    HS_TRY(check_values(b, t, data));
     if (t->type == GGML_TYPE_F32) memcpy(dst, data, (size_t) n * sizeof *dst);
     else ggml_get_type_traits(t->type)->to_float(data, dst, n);
     return HS_OK;
@@ -127,9 +133,7 @@ static int fill(struct hs_binder * b, const struct hs_bound * e, void ** tmp, si
     if (e->place == PLACE_MAPPED && !b->p->check) return HS_OK;
     const void * data;
     HS_TRY(tensor_bytes(b, e->src, &data, tmp, cap));
-    if (b->p->check && !ggml_validate_row_data(e->src->type, data, (size_t) e->src->size)) {
-        return hs_fail(b->err, HS_E_MODEL, "tensor %s: holds values that are not finite (or invalid quantised blocks)", e->src->name);
-    }
+    HS_TRY(check_values(b, e->src, data));
     if (e->place != PLACE_MAPPED) ggml_backend_tensor_set(e->dst, data, 0, (size_t) e->src->size);
     return HS_OK;
 }
