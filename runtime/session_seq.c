@@ -93,10 +93,21 @@ static bool has_own_name(const struct ggml_tensor * t) {
     return t->name[0] && strncmp(t->name, "node_", 5) && strncmp(t->name, "leaf_", 5) && !strchr(t->name, ' ') && strncmp(t->name, "inp_", 4);
 }
 
+// A tensor (or a view with contiguous rows) without its gaps.
+static void get_rows(const struct ggml_tensor * t, float * out) {
+    for (int64_t i3 = 0; i3 < t->ne[3]; i3++) {
+        for (int64_t i2 = 0; i2 < t->ne[2]; i2++) {
+            for (int64_t i1 = 0; i1 < t->ne[1]; i1++, out += t->ne[0]) {
+                ggml_backend_tensor_get(t, out, (size_t) i1 * t->nb[1] + (size_t) i2 * t->nb[2] + (size_t) i3 * t->nb[3], (size_t) t->ne[0] * sizeof *out);
+            }
+        }
+    }
+}
+
 // The scheduler asks before a node (do we want it?) and hands it over after.
 static bool on_node(struct ggml_tensor * t, bool ask, void * user) {
     struct hs_session * s = user;
-    const bool wanted = has_own_name(t) && (t->type == GGML_TYPE_F32 || t->type == GGML_TYPE_I32) && ggml_is_contiguous(t);
+    const bool wanted = has_own_name(t) && (t->type == GGML_TYPE_F32 || t->type == GGML_TYPE_I32) && ggml_is_contiguous_rows(t);
     if (ask) return wanted;
     if (!wanted) return true;
     const size_t n = (size_t) ggml_nelements(t);
@@ -109,7 +120,7 @@ static bool on_node(struct ggml_tensor * t, bool ask, void * user) {
             return false;
         }
     }
-    ggml_backend_tensor_get(t, s->capture_buf, 0, n * sizeof(float));
+    get_rows(t, s->capture_buf);
     if (t->type == GGML_TYPE_I32) {
         for (size_t i = 0; i < n; i++) {
             int32_t v;
