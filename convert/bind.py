@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .checkpoint import Checkpoint, StoredTensor
-from .dtypes import F32, FP8
+from .dtypes import DECODERS, F32, FP8
 from .errors import ConvertError, mismatch
 from .tensor_map import ALWAYS_F32, EXPERTS, GLOBAL, IGNORABLE, LAYER, layer_sources
 
@@ -127,7 +127,9 @@ class Binder:
         return found[0] if found else None
 
     def take(self, stored: StoredTensor, shape: tuple[int, ...]) -> StoredTensor:
-        """Mark a tensor as used after checking its shape against the config's."""
+        """Mark a tensor as used after checking its dtype, and its shape against the config's."""
+        if stored.dtype not in DECODERS:
+            raise mismatch(f"tensor {stored.name}: dtype", stored.dtype, "a floating-point type: " + ", ".join(DECODERS))
         if stored.shape != shape:
             raise mismatch(f"tensor {stored.name}: shape", list(stored.shape), f"{list(shape)} from the config")
         self.used.add(stored.name)

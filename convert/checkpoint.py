@@ -43,12 +43,22 @@ class StoredTensor:
         return math.prod(self.shape[:-1]) if len(self.shape) > 1 else math.prod(self.shape)
 
 
+def read_text(path: Path) -> str:
+    """A UTF-8 text file, or ConvertError naming the file."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as e:
+        raise ConvertError(f"{path.name}: {e.strerror}") from e
+    except UnicodeDecodeError as e:
+        raise ConvertError(f"{path.name}: not valid UTF-8: {e}") from e
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file, or ConvertError naming the file."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise ConvertError(f"{path.name}: {e.strerror}") from e
+        value = json.loads(read_text(path))
+    except ConvertError:
+        raise
     except (ValueError, RecursionError) as e:
         raise ConvertError(f"{path.name}: not valid JSON: {e}") from e
     if not isinstance(value, dict):
@@ -168,8 +178,6 @@ class Checkpoint:
     def rows(self, name: str, lo: int, hi: int) -> F32:
         """Rows lo..hi-1 of a tensor as float32 [hi - lo, n_cols] (all dimensions but the last flattened; a vector has one column)."""
         t = self.tensors[name]
-        if t.dtype not in DECODERS:
-            raise mismatch(f"tensor {name}: dtype", t.dtype, "a floating-point type (" + ", ".join(DECODERS) + ")")
         row = t.n_cols * ITEM_SIZE[t.dtype]
         raw: Bytes = np.fromfile(t.path, dtype=np.uint8, count=(hi - lo) * row, offset=t.offset + lo * row)
         if raw.size != (hi - lo) * row:

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import gguf
 
+from .errors import mismatch
+
 V = gguf.GGUFValueType
 _TYPES: dict[str, Any] = {"u16": V.UINT16, "u32": V.UINT32, "i32": V.INT32, "f32": V.FLOAT32, "bool": V.BOOL, "str": V.STRING}
 
@@ -112,6 +114,12 @@ class KeyValues:
         """Store a value under the key's name with {arch} filled in."""
         name = key.name.format(arch=self.arch)
         assert name not in self.values, name
+        if key.type.startswith("str"):
+            for text in value if key.type == "str[]" else [value]:
+                try:
+                    text.encode("utf-8")
+                except UnicodeEncodeError as e:  # JSON can hold lone surrogates
+                    raise mismatch(name, repr(text)[:80], "text that UTF-8 can hold") from e
         self.values[name] = (key.type, value)
 
     def write_to(self, writer: gguf.GGUFWriter) -> None:

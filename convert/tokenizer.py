@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from . import keys
-from .checkpoint import read_json
+from .checkpoint import read_json, read_text
 from .config import Config
 from .errors import ConvertError, mismatch
 from .keys import KeyValues
@@ -30,6 +30,13 @@ def _steps(part: Any, field: str) -> list[dict[str, Any]]:
     if part.get("type") == "Sequence":
         return [step for inner in part.get(field) or [] for step in _steps(inner, field)]
     return [part]
+
+
+def _added_tokens(tokenizer: dict[str, Any]) -> list[dict[str, Any]]:
+    added = tokenizer.get("added_tokens") or []
+    if not isinstance(added, list) or not all(isinstance(entry, dict) for entry in added):
+        raise mismatch("tokenizer.json: added_tokens", repr(added)[:80], "a list of objects")
+    return added
 
 
 def _is_byte_level(tokenizer: dict[str, Any]) -> bool:
@@ -71,7 +78,7 @@ def _vocabulary(tokenizer: dict[str, Any], n_vocab: int) -> tuple[list[str], lis
         raise mismatch("tokenizer.json: model.vocab", type(vocab).__name__, "an object")
     for text, i in vocab.items():
         put(text, i, NORMAL)
-    for entry in tokenizer.get("added_tokens") or []:
+    for entry in _added_tokens(tokenizer):
         text = entry.get("content")
         special = entry.get("special") or (isinstance(text, str) and _LOOKS_SPECIAL.match(text))
         put(text, entry.get("id"), CONTROL if special else USER_DEFINED)
@@ -80,8 +87,10 @@ def _vocabulary(tokenizer: dict[str, Any], n_vocab: int) -> tuple[list[str], lis
 
 def _merges(tokenizer: dict[str, Any]) -> list[str]:
     """Merges as "left right". Newer files have pairs; a space inside a part is written as the byte-level alphabet's U+0120."""
-    out = []
-    for merge in tokenizer["model"]["merges"]:
+    merges, out = tokenizer["model"]["merges"], []
+    if not isinstance(merges, list):
+        raise mismatch("tokenizer.json: model.merges", type(merges).__name__, "a list")
+    for merge in merges:
         if isinstance(merge, list) and len(merge) == 2 and all(isinstance(part, str) for part in merge):
             out.append(" ".join(part.replace(" ", "\u0120") for part in merge))
         elif isinstance(merge, str):
@@ -95,7 +104,9 @@ def _template_ends(tokenizer: dict[str, Any]) -> tuple[bool, bool] | None:
     """Whether the post-processor's template puts special tokens before and after a text; None without a template."""
     for step in _steps(tokenizer.get("post_processor"), "processors"):
         if step.get("type") == "TemplateProcessing":
-            single = step.get("single") or []
+            single = step.get("single")
+            if not isinstance(single, list):
+                raise mismatch("tokenizer.json: post_processor.single", type(single).__name__, "a list")
             at = next((i for i, part in enumerate(single) if "Sequence" in part), 0)
             return at > 0, at < len(single) - 1
     return None
@@ -114,7 +125,7 @@ def _special_ids(tokenizer: dict[str, Any], settings: dict[str, Any], configs: l
     model = tokenizer.get("model")
     vocab = model.get("vocab") if isinstance(model, dict) else None
     ids: dict[str, int] = dict(vocab) if isinstance(vocab, dict) else {}
-    ids.update((e["content"], e["id"]) for e in tokenizer.get("added_tokens") or [] if "content" in e and "id" in e)
+    ids.update((e["content"], e["id"]) for e in _added_tokens(tokenizer) if "content" in e and "id" in e)
     found: dict[str, int] = {}
     ends: list[int] = []
     for kind in ("bos", "eos", "unk", "pad", "eot"):
@@ -148,9 +159,9 @@ def _chat_templates(folder: Path, settings: dict[str, Any]) -> dict[str, str]:
     """Templates by name, "default" for the unnamed one: chat_template.jinja, chat_template.json, then tokenizer_config.json."""
     out: dict[str, str] = {}
     for path in sorted((folder / "additional_chat_templates").glob("*.jinja")):
-        out[path.stem] = path.read_text(encoding="utf-8")
+        out[path.stem] = read_text(path)
     if (folder / "chat_template.jinja").is_file():
-        out["default"] = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        out["default"] = read_text(folder / "chat_template.jinja")
         return out
     value = settings.get("chat_template")
     if (folder / "chat_template.json").is_file():
@@ -192,7 +203,7 @@ def set_tokenizer_keys(folder: Path, config: Config, kv: KeyValues, warnings: li
     for file in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / file).is_file():
             settings.update((k, v) for k, v in read_json(folder / file).items() if v is not None)
-    kv.set(keys.HUGGINGFACE_JSON, path.read_text(encoding="utf-8"))
+    kv.set(keys.HUGGINGFACE_JSON, read_text(path))
 
     ends = _template_ends(tokenizer)
     add_bos, add_eos = ends if ends is not None else (settings.get("add_bos_token") is True, settings.get("add_eos_token") is True)

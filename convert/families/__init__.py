@@ -36,6 +36,8 @@ def family_of(config: Config) -> Family:
     model_type, architectures = config.data.get("model_type"), config.data.get("architectures") or []
     if config.data.get("enable_hy_sparse_attention"):  # PaddleFleet's configs have no model_type of their own
         return FAMILIES[0]
+    if not isinstance(architectures, list):
+        raise mismatch(config.place("architectures"), repr(architectures), "a list")
     supported = ", ".join(t for family in FAMILIES for t in family.model_types)
     for family in FAMILIES:
         if model_type in family.model_types or (model_type is None and any(a in family.architectures for a in architectures)):

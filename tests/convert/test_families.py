@@ -134,14 +134,14 @@ def test_mimo_v2_flash(tmp_path: Path) -> None:
 
 HUB = {"model_type": "mimo_v2_flash", "architectures": ["MiMoV2FlashForCausalLM"], "vocab_size": 96, "hidden_size": 64,
        "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 48,
-       "v_head_dim": 32, "swa_num_attention_heads": 4, "swa_num_key_value_heads": 2, "swa_head_dim": 48, "swa_v_head_dim": 32, "max_position_embeddings": 512,
-       "layernorm_epsilon": 1e-5, "hybrid_layer_pattern": [0, 1, 0], "hybrid_block_size": None, "moe_layer_freq": [0, 1, 1],
-       "sliding_window": 16, "sliding_window_size": 16, "attention_chunk_size": 16, "rope_theta": 5000000, "swa_rope_theta": 10000,
-       "partial_rotary_factor": 0.334, "add_swa_attention_sink_bias": True, "add_full_attention_sink_bias": False,
-       "attention_value_scale": 0.707, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
-       "n_shared_experts": None, "scoring_func": "sigmoid", "topk_method": "noaux_tc", "n_group": 1, "topk_group": 1,
-       "norm_topk_prob": True,
-       "routed_scaling_factor": None, "tie_word_embeddings": False, "attention_bias": False, "hidden_act": "silu"}
+       "v_head_dim": 32, "swa_num_attention_heads": 4, "swa_num_key_value_heads": 2, "swa_head_dim": 48, "swa_v_head_dim": 32,
+       "max_position_embeddings": 512, "layernorm_epsilon": 1e-05, "hybrid_layer_pattern": [0, 1, 0], "hybrid_block_size": None,
+       "moe_layer_freq": [0, 1, 1], "sliding_window": 16, "sliding_window_size": 16, "attention_chunk_size": 16, "rope_theta": 5000000,
+       "swa_rope_theta": 10000, "partial_rotary_factor": 0.334, "add_swa_attention_sink_bias": True,
+       "add_full_attention_sink_bias": False, "attention_value_scale": 0.707, "n_routed_experts": 4, "num_experts_per_tok": 2,
+       "moe_intermediate_size": 32, "n_shared_experts": None, "scoring_func": "sigmoid", "topk_method": "noaux_tc", "n_group": 1,
+       "topk_group": 1, "norm_topk_prob": True, "routed_scaling_factor": None, "tie_word_embeddings": False, "attention_bias": False,
+       "hidden_act": "silu"}
 
 
 def hub_checkpoint(folder: Path, **fields: Any) -> dict[str, Any]:
