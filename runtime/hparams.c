@@ -169,6 +169,9 @@ static int read_layers(const hs_gguf * g, struct hs_hparams * hp, struct keys k,
         HS_TRY(hs_gguf_get_i32_arr(g, KEY("attention.sliding_window_pattern"), true, n, 0, 1, sliding, NULL, err));
         bool any = false;
         for (int32_t il = 0; il < n; il++) {
+            char router[48]; // no key tells which layers are dense: those without a router
+            snprintf(router, sizeof router, "blk.%d.ffn_gate_inp.weight", il);
+            hp->is_moe[il] = hp->is_moe[il] && hs_gguf_find_tensor(g, router) >= 0;
             if (!sliding[il]) continue;
             any = any || il < hp->n_layer;
             hp->kv_source[il] = -1;
