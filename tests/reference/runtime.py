@@ -60,9 +60,9 @@ class Model:
 
 
 class Session:
-    """hs_session of a model. Defaults fit the tiny models: f32 caches, two threads, ubatches of 16 tokens."""
+    """hs_session of a model. Defaults fit the tiny models: f32 caches, one thread, ubatches of 16 tokens."""
 
-    def __init__(self, model: Model, *, n_ctx: int = 1024, n_seq: int = 1, n_batch: int = 512, n_ubatch: int = 16, n_threads: int = 2,
+    def __init__(self, model: Model, *, n_ctx: int = 1024, n_seq: int = 1, n_batch: int = 512, n_ubatch: int = 16, n_threads: int = 1,
                  cache: str = "f32", n_checkpoints: int = 32, use_ref: bool = False) -> None:
         params = lib.hs_session_default_params()
         name = ffi.new("char[]", cache.encode())
