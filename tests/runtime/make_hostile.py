@@ -139,7 +139,7 @@ def add_tokenizer(g: GGUF) -> int:
     return len(tokens)
 
 
-def add_layer(g: GGUF, rng: random.Random, il: int, n_expert: int, gates: bool, kind: int) -> None:
+def add_layer(g: GGUF, rng: random.Random, il: int, n_expert: int, gates: bool, kind: int, qk_norm: bool) -> None:
     def add(name: str, ne: list[int], k: int = GGML_F32) -> None:
         g.tensor(f"blk.{il}.{name}.weight", ne, k, weights(rng, k, ne))
 
@@ -152,6 +152,9 @@ def add_layer(g: GGUF, rng: random.Random, il: int, n_expert: int, gates: bool, 
         add("attn_gate_sparse", [N_EMBD, N_HEAD])
         add("attn_gate_swa", [N_EMBD, N_HEAD])
         add("attn_sinks", [N_HEAD])
+    if qk_norm:
+        add("attn_q_norm", [HEAD_DIM])
+        add("attn_k_norm", [HEAD_DIM])
     add("ffn_norm", [N_EMBD])
     if n_expert:
         add("ffn_gate_inp", [N_EMBD, n_expert])
@@ -187,6 +190,8 @@ def tiny_model(arch: str = "hysparse", *, moe: bool = False, tokenizer: bool = T
         g.set_array("hysparse.attention.local", I32, [0, 1, 1, 0]).set("hysparse.attention.gate", U32, 1)
         g.set("hysparse.attention.sliding_window", U32, 8)
         g.set("hysparse.attention.sparse.block_size", U32, 16).set("hysparse.attention.sparse.top_k_blocks", U32, 2)
+    if arch == "mimo2":
+        g.set_array("mimo2.attention.sliding_window_pattern", I32, [0, 1]).set("mimo2.attention.sliding_window", U32, 8)
     if moe:
         g.set("hysparse.expert_count", U32, 4).set("hysparse.expert_used_count", U32, 2)
         g.set("hysparse.expert_feed_forward_length", U32, N_FF)
@@ -195,7 +200,7 @@ def tiny_model(arch: str = "hysparse", *, moe: bool = False, tokenizer: bool = T
     g.tensor("token_embd.weight", [N_EMBD, vocab], kind, weights(rng, kind, [N_EMBD, vocab]))
     g.tensor("output_norm.weight", [N_EMBD], GGML_F32, weights(rng, GGML_F32, [N_EMBD]))
     for il in range(n_layer):
-        add_layer(g, rng, il, 4 if moe and il == n_layer - 1 else 0, arch == "hysparse" and il == 1, kind)
+        add_layer(g, rng, il, 4 if moe and il == n_layer - 1 else 0, arch == "hysparse" and il == 1, kind, arch == "qwen3")
     return g
 
 
