@@ -74,8 +74,8 @@ static int write_table(struct quantizer * q, hs_error * err) {
         const struct hs_gguf_tensor * t = hs_gguf_tensor_at(q->g, i);
         const enum ggml_type to = hs_mix_type(&q->mix, t);
         if (to != t->type && ggml_is_quantized(t->type) && !q->p->allow_requantize) {
-            return hs_fail(err, HS_E_ARG, "tensor %s: found type %s, expected f32, f16 or bf16 (allow_requantize permits a loss on top of a loss)", t->name,
-                           ggml_type_name(t->type));
+            return hs_fail(err, HS_E_ARG, "tensor %s: found type %s, expected f32, f16 or bf16 (allow_requantize permits a loss on top of a loss)",
+                           t->name, ggml_type_name(t->type));
         }
         HS_TRY(hs_gguf_writer_tensor(q->w, t->name, to, t->n_dims, t->ne, err));
         q->total += (int64_t) (ggml_row_size(to, t->ne[0]) * rows_of(t));
@@ -148,8 +148,8 @@ int hs_quantize(const char * path_in, const char * path_out, const char * type, 
     }
     const struct hs_ftype * ftype = hs_ftype_find(type);
     if (!ftype) {
-        return hs_fail(err, HS_E_ARG, "type: found \"%.32s\", expected Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K_S Q3_K_M Q3_K_L Q4_K_S Q4_K_M Q5_K_S Q5_K_M Q6_K "
-                       "IQ4_NL IQ4_XS F16 BF16 F32 or COPY", type);
+        return hs_fail(err, HS_E_ARG, "type: found \"%.32s\", expected Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K_S Q3_K_M Q3_K_L Q4_K_S Q4_K_M Q5_K_S "
+                       "Q5_K_M Q6_K IQ4_NL IQ4_XS F16 BF16 F32 or COPY", type);
     }
     if (p->n_threads < 0) return hs_fail(err, HS_E_ARG, "n_threads: found %" PRId32 ", expected 0 (all cores) or more", p->n_threads);
 

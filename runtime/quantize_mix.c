@@ -127,7 +127,8 @@ int hs_mix_init(struct hs_mix * m, const hs_gguf * g, const struct hs_ftype * ft
         if (!asked[i].value) continue;
         *asked[i].type = hs_tensor_type_find(asked[i].value);
         if (*asked[i].type == GGML_TYPE_COUNT) {
-            return hs_fail(err, HS_E_ARG, "%s: found \"%.32s\", expected a tensor type such as f16, q8_0, q6_K, iq4_nl", asked[i].name, asked[i].value);
+            return hs_fail(err, HS_E_ARG, "%s: found \"%.32s\", expected a tensor type such as f16, q8_0, q6_K, iq4_nl", asked[i].name,
+                           asked[i].value);
         }
     }
     m->n_layer = model_int(g, "block_count", 0);

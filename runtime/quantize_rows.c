@@ -86,11 +86,17 @@ int hs_quantize_rows(const char * name, enum ggml_type from, const void * src, e
     for (int32_t i = 0; i < n; i++) pthread_join(threads[i], NULL);
 
     const int64_t bad_in = atomic_load(&j.bad_in), bad_out = atomic_load(&j.bad_out);
-    if (bad_in >= 0) return hs_fail(err, HS_E_FORMAT, "tensor %s, row %" PRId64 ": found a NaN or infinite value, expected finite weights", name, first_row + bad_in);
+    if (bad_in >= 0) {
+        return hs_fail(err, HS_E_FORMAT, "tensor %s, row %" PRId64 ": found a NaN or infinite value, expected finite weights", name,
+                       first_row + bad_in);
+    }
     if (bad_out >= 0) {
-        return hs_fail(err, HS_E_FORMAT, "tensor %s, from row %" PRId64 " on: found values too large for type %s", name, first_row + bad_out, ggml_type_name(to));
+        return hs_fail(err, HS_E_FORMAT, "tensor %s, from row %" PRId64 " on: found values too large for type %s", name, first_row + bad_out,
+                       ggml_type_name(to));
     }
     // a thread without memory left its chunks to the others; only when none could work is there a rest
-    if (atomic_load(&j.no_memory) && atomic_load(&j.next) < n_rows) return hs_fail(err, HS_E_MEMORY, "tensor %s: cannot allocate the row buffers", name);
+    if (atomic_load(&j.no_memory) && atomic_load(&j.next) < n_rows) {
+        return hs_fail(err, HS_E_MEMORY, "tensor %s: cannot allocate the row buffers", name);
+    }
     return HS_OK;
 }

@@ -67,7 +67,8 @@ int hs_sampler_new(int32_t n_vocab, const hs_sampler_params * p, hs_sampler ** o
 
     // + 1: the token that leaves the penalties' window must still be there
     s->hist_keep = p->n_prev;
-    if (s->count) s->hist_keep = p->penalty_last_n < 0 ? INT64_MAX : s->hist_keep > p->penalty_last_n ? s->hist_keep : (int64_t) p->penalty_last_n + 1;
+    if (s->count && p->penalty_last_n < 0) s->hist_keep = INT64_MAX;
+    if (s->count && s->hist_keep <= p->penalty_last_n) s->hist_keep = (int64_t) p->penalty_last_n + 1;
     if (s->dry_len && p->dry_penalty_last_n < 0) s->hist_keep = INT64_MAX;
     if (s->dry_len && s->hist_keep < p->dry_penalty_last_n) s->hist_keep = p->dry_penalty_last_n;
 

@@ -1,5 +1,6 @@
 // The steps of the chain that drop or rescale candidates. Each leaves at least one candidate; a parameter at its "off" value changes nothing.
-// Sources: llama.cpp's documented chain; typ_p: Meister et al. 2022 (arXiv 2202.00666); top_n_sigma: arXiv 2411.07641; dynamic temperature: arXiv 2309.02772.
+// Sources: llama.cpp's documented chain; typ_p: Meister et al. 2022 (arXiv 2202.00666); top_n_sigma: arXiv 2411.07641; dynamic temperature:
+// arXiv 2309.02772.
 #include "sampler_impl.h"
 
 #include <float.h>

@@ -449,8 +449,8 @@ static void refuse(const char * name, const hs_sampler_params * p) {
     hs_error err = { 0, "" };
     const int rc = hs_sampler_new(8, p, &s, &err);
     CHECK(rc == HS_E_ARG && err.code == HS_E_ARG, "%s: rc %d", name, rc);
-    CHECK(strncmp(err.message, name, strlen(name)) == 0 && strstr(err.message, "found") && strstr(err.message, "expected"), "%s: message \"%s\"", name,
-          err.message);
+    CHECK(strncmp(err.message, name, strlen(name)) == 0 && strstr(err.message, "found") && strstr(err.message, "expected"), "%s: message \"%s\"",
+          name, err.message);
     CHECK(s == (hs_sampler *) &n_checks, "%s: a failed call changed *out", name);
 }
 
@@ -463,8 +463,9 @@ static void test_bad_params(void) {
         offsetof(hs_sampler_params, dry_multiplier), offsetof(hs_sampler_params, dry_base), offsetof(hs_sampler_params, mirostat_tau),
         offsetof(hs_sampler_params, mirostat_eta),
     };
-    const char * names[] = { "temp", "dynatemp_range", "dynatemp_exponent", "top_p", "min_p", "typ_p", "top_n_sigma", "xtc_probability", "xtc_threshold",
-                             "penalty_repeat", "penalty_freq", "penalty_present", "dry_multiplier", "dry_base", "mirostat_tau", "mirostat_eta" };
+    const char * names[] = { "temp", "dynatemp_range", "dynatemp_exponent", "top_p", "min_p", "typ_p", "top_n_sigma", "xtc_probability",
+                             "xtc_threshold", "penalty_repeat", "penalty_freq", "penalty_present", "dry_multiplier", "dry_base", "mirostat_tau",
+                             "mirostat_eta" };
     for (size_t i = 0; i < sizeof floats / sizeof *floats; i++) {
         const float bad[] = { NAN, INFINITY, -INFINITY };
         for (int k = 0; k < 3; k++) {
@@ -529,7 +530,8 @@ static void test_bad_calls(void) {
     CHECK(hs_sampler_candidates(s, ids, probs, 4) == 0, "candidates before the first sample");
     CHECK(hs_sampler_sample(s, PROBS(0, NAN, 0, 0), &t, &err) == HS_E_ARG && strstr(err.message, "logits[1]"), "%s", err.message);
     CHECK(hs_sampler_sample(s, PROBS(0, 0, 0, INFINITY), &t, &err) == HS_E_ARG && strstr(err.message, "logits[3]"), "%s", err.message);
-    CHECK(hs_sampler_sample(s, PROBS(-INFINITY, -INFINITY, -INFINITY, -INFINITY), &t, &err) == HS_E_ARG && strstr(err.message, "-inf"), "%s", err.message);
+    CHECK(hs_sampler_sample(s, PROBS(-INFINITY, -INFINITY, -INFINITY, -INFINITY), &t, &err) == HS_E_ARG && strstr(err.message, "-inf"), "%s",
+          err.message);
     CHECK(hs_sampler_sample(s, NULL, &t, &err) == HS_E_ARG, "%s", err.message);
     CHECK(hs_sampler_sample(s, PROBS(0, 0, 0, 0), NULL, &err) == HS_E_ARG, "%s", err.message);
     CHECK(t == 77, "a failed call wrote the token");
