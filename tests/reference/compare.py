@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from reference.config import MoeConfig
 from reference.model import HySparseForCausalLM, Trace, nmse
+from reference.moe import group_scores, within_groups
 
 GREEDY_TIE = 1e-3  # two logits nearer than this are a tie: either token is the greedy one
 
@@ -71,6 +73,20 @@ def check_choice(chosen: torch.Tensor, scores: torch.Tensor, tie: float, what: s
     return int(swapped_in.sum())
 
 
+def check_experts(chosen: torch.Tensor, choice: torch.Tensor, moe: MoeConfig, tie: float, what: str) -> int:
+    """check_choice for experts (bool [n_tokens, n_expert]); with groups, a group too may have been swapped for one that scores as well."""
+    if moe.topk_group < moe.n_group:
+        scores = group_scores(choice, moe)
+        ranked = scores.sort(dim=-1, descending=True).values
+        used = chosen.reshape(len(chosen), moe.n_group, -1).any(-1)
+        assert int(used.sum(-1).max()) <= moe.topk_group, f"{what}: experts of more than {moe.topk_group} groups"
+        lacking = torch.where(used, ranked[:, moe.topk_group - 1, None] - scores, 0.0)
+        assert float(lacking.max()) <= tie, f"{what}: an expert of a group {float(lacking.max()):.2e} below the best groups"
+        certain = scores > ranked[:, moe.topk_group, None] + tie
+        choice = within_groups(choice, used | certain)
+    return check_choice(chosen, choice, tie, what)
+
+
 def reference_with_choices_of(nodes: dict[str, torch.Tensor], model: HySparseForCausalLM, tokens: Sequence[int],
                               tie: float) -> tuple[torch.Tensor, Trace, int]:
     """Reference logits and trace under the runtime's own block and expert choices, after checking that these are right up to near-ties.
@@ -92,5 +108,6 @@ def reference_with_choices_of(nodes: dict[str, torch.Tensor], model: HySparseFor
     for il, ids in experts.items():
         mask = torch.zeros_like(trace.choices[il], dtype=torch.bool).scatter(-1, ids, True)
         assert bool((mask.sum(-1) == ids.shape[-1]).all()), f"ffn_moe_topk-{il}: an expert twice"
-        swaps += check_choice(mask, trace.choices[il], tie, f"ffn_moe_topk-{il}")
+        assert model.config.moe is not None
+        swaps += check_experts(mask, trace.choices[il], model.config.moe, tie, f"ffn_moe_topk-{il}")
     return logits, trace, swaps

@@ -21,15 +21,14 @@ def mlp(x: torch.Tensor, weight: Weight, prefix: str = "") -> torch.Tensor:
     return swiglu(x, *(weight(f"{prefix}{name}_proj.weight") for name in ("gate", "up", "down")))
 
 
-def choice_scores(scores: torch.Tensor, bias: torch.Tensor | None, moe: MoeConfig) -> torch.Tensor:
-    """What experts are ranked by: scores plus the correction bias; -inf outside the topk_group groups of highest top-2 sum."""
-    choice = scores if bias is None else scores + bias
-    if moe.n_group == 1:
-        return choice
-    groups = choice.reshape(len(choice), moe.n_group, -1)
-    kept = groups.topk(2, dim=-1).values.sum(-1).topk(moe.topk_group, dim=-1).indices
-    mask = torch.zeros(groups.shape[:2], dtype=torch.bool).scatter(1, kept, True)
-    return groups.masked_fill(~mask[..., None], float("-inf")).reshape(choice.shape)
+def group_scores(choice: torch.Tensor, moe: MoeConfig) -> torch.Tensor:
+    """What groups are ranked by [n_tokens, n_group]: the sum of their two best experts."""
+    return choice.reshape(len(choice), moe.n_group, -1).topk(2, dim=-1).values.sum(-1)
+
+
+def within_groups(choice: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
+    """`choice` with -inf for the experts outside `groups` (bool [n_tokens, n_group])."""
+    return choice.masked_fill(~groups.repeat_interleave(choice.shape[1] // groups.shape[1], dim=1), float("-inf"))
 
 
 def raw_scores(router_logits: torch.Tensor, moe: MoeConfig) -> torch.Tensor:
@@ -41,7 +40,11 @@ def route(router_logits: torch.Tensor, bias: torch.Tensor | None, moe: MoeConfig
           given: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """(experts int64 [n_tokens, n_expert_used], weights likewise): the bias chooses experts but does not weigh them."""
     scores = raw_scores(router_logits, moe)
-    experts = choice_scores(scores, bias, moe).topk(moe.n_expert_used, dim=-1).indices if given is None else given
+    choice = scores if bias is None else scores + bias
+    if moe.n_group > 1:
+        kept = group_scores(choice, moe).topk(moe.topk_group, dim=-1).indices
+        choice = within_groups(choice, torch.zeros(len(choice), moe.n_group, dtype=torch.bool).scatter(1, kept, True))
+    experts = choice.topk(moe.n_expert_used, dim=-1).indices if given is None else given
     weights = scores.gather(1, experts)
     if moe.norm_topk_prob:
         weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
@@ -60,7 +63,8 @@ def moe_mlp(x: torch.Tensor, weight: Weight, has: Callable[[str], bool], moe: Mo
             given: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """Mixture of experts on x [n_tokens, n_embd]; shared experts are added unweighted.
 
-    given: experts int64 [n_tokens, n_expert_used] to use instead of the router's own. Also returns the scores that experts are ranked by.
+    given: experts int64 [n_tokens, n_expert_used] to use instead of the router's own. Also returns what experts are ranked by: their
+    scores plus the correction bias [n_tokens, n_expert].
     """
     bias = weight("gate.e_score_correction_bias") if has("gate.e_score_correction_bias") else None
     router_logits = linear(x, weight("gate.weight"))
@@ -71,4 +75,5 @@ def moe_mlp(x: torch.Tensor, weight: Weight, has: Callable[[str], bool], moe: Mo
         out[token] += weights[token, slot, None] * swiglu(x[token], *expert_weights(weight, has, e, moe.n_ff))
     if moe.n_shared:
         out = out + mlp(x, weight, "shared_experts.")
-    return out, choice_scores(raw_scores(router_logits, moe), bias, moe)
+    scores = raw_scores(router_logits, moe)
+    return out, scores if bias is None else scores + bias

@@ -45,7 +45,7 @@ def test_f16_equals_reference(name: str, checkpoints: Checkpoints) -> None:
         session.capture(recorder)
         logits = session.eval(TOKENS)
     model = HySparseForCausalLM.from_checkpoint(checkpoint)
-    expected, _, _ = reference_with_choices_of(recorder.nodes(), model, TOKENS, tie=0.1)
+    expected, _, _ = reference_with_choices_of(recorder.nodes(), model, TOKENS, tie=0.1)  # seen: 0.03
     assert_close(logits, expected, 1e-3)
 
 

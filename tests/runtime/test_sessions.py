@@ -4,6 +4,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -214,3 +215,87 @@ def test_full_context(path: Path) -> None:
         held = PROMPT[:capacity]
         session.rewind(min(60, capacity))
         check_continuation(session, held[:60], OTHER[:30], path)
+
+
+class Shadow:
+    """A session driven at random beside a plain list of what each sequence must hold."""
+
+    def __init__(self, session: Session, judge: Session, rng: random.Random, folder: Path) -> None:
+        self.session, self.judge, self.rng, self.folder = session, judge, rng, folder
+        self.held: list[list[int]] = [[], [], []]
+        self.saved: dict[Path, list[int]] = {}
+
+    def check(self, seq: int, rows: torch.Tensor) -> None:
+        """`rows` are the logits of the last tokens that the sequence holds."""
+        self.judge.remove()
+        expected = self.judge.eval(self.held[seq])[-len(rows):]
+        assert_close(rows, expected, TOLERANCE, f"sequence {seq} of {len(self.held[seq])} tokens")
+
+    def append(self) -> None:
+        """To several sequences in one call; what a failed call has appended are whole ubatches from its front."""
+        tokens: list[int] = []
+        seqs: list[int] = []
+        for _ in range(self.rng.randint(1, 3)):
+            run = random_tokens(self.rng.choice([1, 1, 3, 17, 40]), self.rng.randrange(10**6))
+            tokens, seqs = tokens + run, seqs + [self.rng.randrange(3)] * len(run)
+        before = [len(h) for h in self.held]
+        try:
+            logits = self.session.eval(tokens, seqs)
+        except errors.ContextFullError:
+            done = sum(self.session.length(s) - before[s] for s in range(3))
+            assert 0 <= done < len(tokens)
+            tokens, seqs, logits = tokens[:done], seqs[:done], torch.zeros(0)
+        for token, s in zip(tokens, seqs, strict=True):
+            self.held[s].append(token)
+        for s in range(3):
+            mine = [i for i, q in enumerate(seqs) if q == s]
+            if mine and len(logits):
+                self.check(s, logits[torch.tensor(mine)])
+
+    def step(self) -> None:
+        """One random operation."""
+        a, b = self.rng.sample(range(3), 2)
+        kind = self.rng.choice(["append"] * 4 + ["rewind", "rewind", "rewind a little", "fork", "remove", "checkpoint", "save", "load"])
+        n = len(self.held[a])
+        if kind == "append":
+            self.append()
+        elif kind.startswith("rewind"):
+            keep = max(0, n - self.rng.randint(0, 8)) if kind == "rewind a little" else self.rng.randint(0, n)
+            self.session.rewind(keep, a)
+            self.held[a] = self.held[a][:keep]
+        elif kind == "fork":
+            self.session.fork(a, b)
+            self.held[b] = list(self.held[a])
+        elif kind == "remove":
+            self.session.remove(a)
+            self.held[a] = []
+        elif kind == "checkpoint":
+            self.session.checkpoint(a)
+        elif kind == "save":
+            file = self.folder / f"{len(self.saved) % 3}.session"
+            self.session.save(file, a)
+            self.saved[file] = list(self.held[a])
+        elif self.saved:
+            file = self.rng.choice(sorted(self.saved))
+            try:
+                self.session.load(file, a)
+                self.held[a] = list(self.saved[file])
+            except errors.ContextFullError:
+                self.held[a] = []
+        for s in range(3):
+            assert self.session.tokens(s) == self.held[s]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_operations(path: Path, seed: int, tmp_path: Path) -> None:
+    """A context too small for three sequences, few checkpoints, odd ubatches: nothing but right logits and whole errors."""
+    rng = random.Random(seed)
+    options: dict[str, Any] = {"n_ctx": rng.choice([192, 320, 1024]), "n_ubatch": rng.choice([1, 7, 16, 50]), "n_checkpoints": rng.choice([0, 1, 3, 32])}
+    with opened(path, n_ubatch=512) as judge, opened(path, n_seq=3, **options) as session:
+        pages = session.free_pages()
+        shadow = Shadow(session, judge, rng, tmp_path)
+        for _ in range(60):
+            shadow.step()
+        for s in range(3):
+            session.remove(s)
+        assert session.free_pages() == pages, "pages leaked"

@@ -14,6 +14,7 @@ from reference.compare import assert_close, assert_same_greedy
 from reference.runtime import opened, to_gguf
 from reference.stock import STOCK, transformers_logits
 from reference.tiny import VOCAB_SIZE
+from tokenizers import Tokenizer
 
 TOKENS = torch.randint(0, VOCAB_SIZE, (200,), generator=torch.Generator().manual_seed(5)).tolist()
 
@@ -58,10 +59,10 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def smollm2_texts(smollm2: Path) -> list[tuple[list[int], list[int], torch.Tensor]]:
     """Of transformers, for each prompt: its tokens, the greedy continuation, and the logits of all those positions."""
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32, attn_implementation="eager")
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(smollm2 / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(smollm2 / "tokenizer.json"))
     texts = []
     for prompt in PROMPTS:
-        ids = tokenizer(prompt, return_tensors="pt").input_ids
+        ids = torch.tensor([tokenizer.encode(prompt).ids])
         with torch.no_grad():
             out = model.generate(ids, max_new_tokens=N_GENERATED, min_new_tokens=N_GENERATED, do_sample=False, eos_token_id=None,
                                  pad_token_id=0)
