@@ -7,7 +7,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#define REPEATS 15
+#define REPEATS_MIN 3
+#define REPEATS_MAX 15
+#define BUDGET_US 1000000.0 // no more repeats after this
 
 static int by_value(const void * a, const void * b) {
     const double x = *(const double *) a, y = *(const double *) b;
@@ -16,15 +18,17 @@ static int by_value(const void * a, const void * b) {
 
 // Median time of a graph in microseconds.
 static double time_graph(ggml_backend_t backend, struct ggml_cgraph * graph) {
-    double t[REPEATS];
+    double t[REPEATS_MAX], spent = 0.0;
+    int n = 0;
     ggml_backend_graph_compute(backend, graph);
-    for (int i = 0; i < REPEATS; i++) {
+    for (; n < REPEATS_MAX && (n < REPEATS_MIN || spent < BUDGET_US); n++) {
         const int64_t start = ggml_time_us();
         ggml_backend_graph_compute(backend, graph);
-        t[i] = (double) (ggml_time_us() - start);
+        t[n] = (double) (ggml_time_us() - start);
+        spent += t[n];
     }
-    qsort(t, REPEATS, sizeof(t[0]), by_value);
-    return t[REPEATS / 2];
+    qsort(t, (size_t) n, sizeof(t[0]), by_value);
+    return t[n / 2];
 }
 
 // Keys that the queries of a case see, summed over queries.
@@ -47,6 +51,7 @@ static void print_line(const char * name, const struct hs_case * c, double us) {
         printf("  %7.1f GFLOP/s", 2.0 * keys * c->n_head * (c->d_qk + c->d_v) / us * 1e-3);
     }
     printf("\n");
+    fflush(stdout);
 }
 
 // ggml_flash_attn_ext on the same numbers of heads, keys and queries (contiguous cache, causal mask for more than one query).
