@@ -217,6 +217,39 @@ def test_full_context(path: Path) -> None:
         check_continuation(session, held[:60], OTHER[:30], path)
 
 
+class StopAt:
+    """A capture function that cancels the evaluation at the n-th node it sees."""
+
+    def __init__(self, n: int) -> None:
+        self.left = n
+
+    def __call__(self, name: str, values: object) -> bool:
+        self.left -= 1
+        return self.left > 0
+
+
+@pytest.mark.parametrize("node", [1, 5, 40, 150, 222])
+def test_cancelled_evaluation(path: Path, node: int) -> None:
+    """A call stopped at any node leaves whole ubatches, from which appending and rewinding go on as if nothing had happened."""
+    with opened(path) as session:
+        session.eval(PROMPT[:70])
+        session.capture(StopAt(node))
+        with pytest.raises(errors.CancelledError):
+            session.eval(PROMPT[70:], want=[False] * 130)
+        session.capture(None)
+        length = session.length()
+        assert 70 <= length < 200
+        check_continuation(session, PROMPT[:length], PROMPT[length:], path)
+        session.rewind(60)
+        check_continuation(session, PROMPT[:60], OTHER[:30], path)
+        session.capture(StopAt(node))
+        with pytest.raises(errors.CancelledError):
+            session.eval(PROMPT)
+        session.capture(None)
+        session.rewind(80)
+        check_continuation(session, PROMPT[:60] + OTHER[:20], OTHER[20:40], path)
+
+
 class Shadow:
     """A session driven at random beside a plain list of what each sequence must hold."""
 
@@ -239,12 +272,14 @@ class Shadow:
             run = random_tokens(self.rng.choice([1, 1, 3, 17, 40]), self.rng.randrange(10**6))
             tokens, seqs = tokens + run, seqs + [self.rng.randrange(3)] * len(run)
         before = [len(h) for h in self.held]
+        self.session.capture(StopAt(self.rng.randint(1, 300)) if self.rng.random() < 0.2 else None)
         try:
             logits = self.session.eval(tokens, seqs)
-        except errors.ContextFullError:
+        except (errors.ContextFullError, errors.CancelledError):
             done = sum(self.session.length(s) - before[s] for s in range(3))
             assert 0 <= done < len(tokens)
             tokens, seqs, logits = tokens[:done], seqs[:done], torch.zeros(0)
+        self.session.capture(None)
         for token, s in zip(tokens, seqs, strict=True):
             self.held[s].append(token)
         for s in range(3):
@@ -261,8 +296,11 @@ class Shadow:
             self.append()
         elif kind.startswith("rewind"):
             keep = max(0, n - self.rng.randint(0, 8)) if kind == "rewind a little" else self.rng.randint(0, n)
-            self.session.rewind(keep, a)
-            self.held[a] = self.held[a][:keep]
+            try:
+                self.session.rewind(keep, a)
+            except errors.ContextFullError:  # recomputing rings writes pages; those shared with a fork are copied first
+                assert self.session.length(a) < keep
+            self.held[a] = self.held[a][:min(keep, self.session.length(a))]
         elif kind == "fork":
             self.session.fork(a, b)
             self.held[b] = list(self.held[a])
@@ -290,7 +328,8 @@ class Shadow:
 def test_random_operations(path: Path, seed: int, tmp_path: Path) -> None:
     """A context too small for three sequences, few checkpoints, odd ubatches: nothing but right logits and whole errors."""
     rng = random.Random(seed)
-    options: dict[str, Any] = {"n_ctx": rng.choice([192, 320, 1024]), "n_ubatch": rng.choice([1, 7, 16, 50]), "n_checkpoints": rng.choice([0, 1, 3, 32])}
+    options: dict[str, Any] = {"n_ctx": rng.choice([192, 320, 1024]), "n_ubatch": rng.choice([1, 7, 16, 50]),
+                               "n_checkpoints": rng.choice([0, 1, 3, 32])}
     with opened(path, n_ubatch=512) as judge, opened(path, n_seq=3, **options) as session:
         pages = session.free_pages()
         shadow = Shadow(session, judge, rng, tmp_path)
