@@ -14,7 +14,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from .errors import ConvertError
+from .errors import ConvertError, mismatch
 from .keys import KeyValues
 
 
@@ -35,7 +35,8 @@ class GGUFFiles:
         self.out = out
         self.tensors = tensors
         self.kv = kv
-        self.split_max_size = split_max_size
+        # GGUFWriter logs a warning when a limit turns out not to split anything
+        self.split_max_size = split_max_size if sum(t.n_bytes for t in tensors) > split_max_size else 0
 
     def _writer(self, path: Path) -> gguf.GGUFWriter:
         writer = gguf.GGUFWriter(path, self.kv.arch, split_max_size=self.split_max_size)
@@ -52,6 +53,9 @@ class GGUFFiles:
         """Write all files; `data` gives a tensor's bytes in pieces. On any failure or interruption nothing is left behind."""
         try:
             self.out.parent.mkdir(parents=True, exist_ok=True)
+            free, needed = shutil.disk_usage(self.out.parent).free, sum(t.n_bytes for t in self.tensors)
+            if free < needed:
+                raise mismatch(f"{self.out}: free space", f"{free} bytes", f"at least {needed} for the tensors")
             folder = Path(tempfile.mkdtemp(prefix=f".{self.out.name}.", suffix=".tmp", dir=self.out.parent))
         except OSError as e:
             raise ConvertError(f"{self.out}: cannot write there: {e.strerror}") from e

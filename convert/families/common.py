@@ -10,7 +10,7 @@ from ..bind import Binder, OutTensor
 from ..config import Config
 from ..errors import ConvertError, mismatch
 from ..keys import KeyValues
-from ..rope import Rope
+from ..rope import Rope, rope_of
 from ..tensor_map import ROPE_FREQS
 
 
@@ -58,6 +58,14 @@ def set_uniform_attention_keys(kv: KeyValues, s: Sizes) -> None:
     kv.set(keys.HEAD_COUNT_KV, s.n_head_kv)
     kv.set(keys.KEY_LENGTH, s.head_dim)
     kv.set(keys.VALUE_LENGTH, s.head_dim)
+
+
+def whole_head_rope(config: Config, s: Sizes) -> Rope:
+    """The RoPE of Llama and Qwen, which rotate whole heads whatever partial_rotary_factor says."""
+    rope = rope_of(config, "full_attention", s.head_dim)
+    if rope.n_rot != s.head_dim:
+        raise mismatch(config.place("partial_rotary_factor"), f"{rope.n_rot} of {s.head_dim} dimensions", "whole heads in this family")
+    return rope
 
 
 def bind_rope(kv: KeyValues, b: Binder, rope: Rope, suffix: str = "") -> None:

@@ -4,8 +4,17 @@ from __future__ import annotations
 from ..bind import Binder
 from ..config import Config
 from ..keys import KeyValues
-from ..rope import rope_of
-from .common import bind_biases, bind_embeddings, bind_mlp, bind_norms, bind_rope, read_sizes, set_size_keys, set_uniform_attention_keys
+from .common import (
+    bind_biases,
+    bind_embeddings,
+    bind_mlp,
+    bind_norms,
+    bind_rope,
+    read_sizes,
+    set_size_keys,
+    set_uniform_attention_keys,
+    whole_head_rope,
+)
 from .options import Options
 
 
@@ -14,11 +23,10 @@ def build(config: Config, b: Binder, kv: KeyValues, options: Options) -> None:
     del options
     s = read_sizes(config)
     config.forbid("mlp_bias", (False,), "biases in the feed-forward layers are not supported")
-    config.forbid("partial_rotary_factor", (1, 1.0), "Llama rotates whole heads")
     config.forbid("sliding_window", (), "Llama has full attention only")
     set_size_keys(kv, config, s)
     set_uniform_attention_keys(kv, s)
-    bind_rope(kv, b, rope_of(config, "full_attention", s.head_dim))
+    bind_rope(kv, b, whole_head_rope(config, s))
     bind_embeddings(config, b, s)
     n_q, n_kv = s.n_head * s.head_dim, s.n_head_kv * s.head_dim
     bias = config.flag("attention_bias", default=False)

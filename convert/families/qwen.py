@@ -5,7 +5,6 @@ from ..bind import Binder
 from ..config import Config
 from ..errors import mismatch
 from ..keys import KeyValues
-from ..rope import rope_of
 from .common import (
     Sizes,
     bind_biases,
@@ -16,6 +15,7 @@ from .common import (
     read_sizes,
     set_size_keys,
     set_uniform_attention_keys,
+    whole_head_rope,
 )
 from .options import Options
 
@@ -35,7 +35,7 @@ def _build(config: Config, b: Binder, kv: KeyValues, *, qk_norm: bool, bias: boo
     _check_full_attention(config, s)
     set_size_keys(kv, config, s)
     set_uniform_attention_keys(kv, s)
-    bind_rope(kv, b, rope_of(config, "full_attention", s.head_dim))
+    bind_rope(kv, b, whole_head_rope(config, s))
     bind_embeddings(config, b, s)
     n_q, n_kv = s.n_head * s.head_dim, s.n_head_kv * s.head_dim
     for il in range(s.n_layer):

@@ -36,7 +36,7 @@ def llama(path: Path, **options: Any) -> Iterator[Any]:
 
     inner.llama_model_default_params = plain
     try:
-        model = llama_cpp.Llama(str(path), n_threads=2, verbose=False, **options)
+        model = llama_cpp.Llama(str(path), n_threads=1, n_threads_batch=1, verbose=False, **options)
     finally:
         inner.llama_model_default_params = original
     try:
@@ -66,10 +66,11 @@ def test_logits_equal_transformers(tmp_path: Path, name: str) -> None:
     convert(folder, tmp_path / "out.gguf", "f32")
     tokens = np.random.default_rng(1).integers(3, 300, 64).tolist()
     want = transformers_logits(folder, tokens).numpy()
-    with llama(tmp_path / "out.gguf", n_ctx=128, logits_all=True) as model:
+    # f32 caches: with f16 ones a router of the MoE model sees a near tie the other way round
+    with llama(tmp_path / "out.gguf", n_ctx=128, logits_all=True, type_k=0, type_v=0) as model:
         model.eval(tokens)
         got = np.array(model.scores[: len(tokens)])
-    assert nmse(got, want) < 1e-5
+    assert nmse(got, want) < 1e-8
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import os
 import shutil
 import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -167,6 +168,14 @@ def test_failed_rename_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(os, "replace", replace)
     with pytest.raises(ConvertError, match=r"out\.gguf: writing failed: No space left"):
         convert(tmp_path / "model", tmp_path / "out.gguf", split_max_size="100K")
+    assert listing(tmp_path) == ["model"]
+
+
+def test_too_little_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_checkpoint(tmp_path / "model")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(ConvertError, match="free space: found 1000 bytes, expected at least"):
+        convert(tmp_path / "model", tmp_path / "out.gguf")
     assert listing(tmp_path) == ["model"]
 
 

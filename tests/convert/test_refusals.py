@@ -169,9 +169,10 @@ def test_stock_families(tmp_path: Path) -> None:
              "num_key_value_heads": 1}
     for name, fields, parts in (
             ("Llama", {"mlp_bias": True}, ("mlp_bias", "True")),
+            ("Llama", {"partial_rotary_factor": 0.5}, ("partial_rotary_factor", "8 of 16", "whole heads")),
             ("Qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0},
              ("layer_types[0]", "'sliding_attention'"))):
-        folder = tmp_path / name
+        folder = tmp_path / name / next(iter(fields))
         config = getattr(transformers, f"{name}Config")(**sizes, **fields)
         getattr(transformers, f"{name}ForCausalLM")(config).save_pretrained(folder)
         with pytest.raises(ConvertError) as e:
