@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import hostile_model
 import hostile_reader
 import make_hostile
 import pytest
-from make_hostile import Case, small
+from make_hostile import Case, small, tiny_model
 
+import pyhysparse
 from pyhysparse import errors
 from pyhysparse.gguf import GGUFFile
+from pyhysparse.model import Model
+from pyhysparse.tokenizer import Tokenizer
 
-READER = hostile_reader.reader_cases()
+READER, MODEL, TOKENIZER = hostile_reader.reader_cases(), hostile_model.model_cases(), hostile_model.tokenizer_cases()
 
 
 def write(case: Case, folder: Path) -> Path:
@@ -27,8 +31,9 @@ def check_message(caught: BaseException, case: Case) -> None:
 
 
 def test_cases_have_names_of_their_own() -> None:
-    names = [case.name for case in READER]
-    assert len(set(names)) == len(names)
+    for cases in (READER, MODEL, TOKENIZER):
+        names = [case.name for case in cases]
+        assert len(set(names)) == len(names)
 
 
 @pytest.mark.parametrize("use_mmap", [True, False], ids=["mmap", "read"])
@@ -113,3 +118,77 @@ def test_every_value_type_reads_back(tmp_path: Path) -> None:
         assert found[f"many.{kind}"] == [value, 0, value]
     assert found["one.s"] == "é\0x"
     assert found["many.s"] == ["", "ab", "é"]
+
+
+# --- models -----------------------------------------------------------------------------------------------------------------------------
+
+
+ARCHES = ["hysparse", "llama", "qwen2", "qwen3", "mimo2", "moe"]
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+def test_tiny_models_run(arch: str, tmp_path: Path) -> None:
+    """The base of the model cases is fine: each is refused for its one fault."""
+    path = tmp_path / "tiny.gguf"
+    path.write_bytes(tiny_model("hysparse" if arch == "moe" else arch, moe=arch == "moe").build())
+    with Model(path, check_tensors=True) as model:
+        assert model.info.n_vocab == 258
+        assert model.info.n_expert == (4 if arch == "moe" else 0)
+    with pyhysparse.LLM(path) as llm:
+        assert "".join(llm.generate("hello", max_tokens=4)) is not None
+
+
+@pytest.mark.parametrize("case", MODEL, ids=lambda c: c.name)
+def test_model_refuses(case: Case, tmp_path: Path) -> None:
+    path = write(case, tmp_path)
+    with pytest.raises(errors.HysparseError) as caught:
+        Model(path)
+    assert type(caught.value) is getattr(errors, case.error)
+    check_message(caught.value, case)
+
+
+@pytest.mark.parametrize("case", TOKENIZER, ids=lambda c: c.name)
+def test_tokenizer_refuses(case: Case, tmp_path: Path) -> None:
+    with pytest.raises(errors.HysparseError) as caught:
+        Tokenizer.from_metadata(GGUFFile(write(case, tmp_path)).metadata, 258)
+    assert type(caught.value) is getattr(errors, case.error)
+    check_message(caught.value, case)
+
+
+@pytest.mark.parametrize("case", TOKENIZER, ids=lambda c: c.name)
+def test_model_with_a_bad_tokenizer_is_refused_as_a_whole(case: Case, tmp_path: Path) -> None:
+    with pytest.raises(errors.HysparseError):
+        pyhysparse.LLM(write(case, tmp_path))
+
+
+def test_odd_token_texts_are_harmless(tmp_path: Path) -> None:
+    """`<0x-1>` broke readers that parse byte tokens; to byte-level BPE it is text. Unread keys (scores) may have any length."""
+    g, path = tiny_model(), tmp_path / "odd.gguf"
+    tokens = [f"<0x{i - 1:X}>" for i in range(258)]
+    g.set_array("tokenizer.ggml.tokens", make_hostile.STR, tokens).set_array("tokenizer.ggml.merges", make_hostile.STR, [])
+    g.set_array("tokenizer.ggml.token_type", make_hostile.I32, [6] * 258)
+    g.set_array("tokenizer.ggml.scores", make_hostile.F32, [0.0])
+    path.write_bytes(g.build())
+    tokenizer = Tokenizer.from_metadata(GGUFFile(path).metadata, 258)
+    assert tokens[0] == "<0x-1>"
+    assert isinstance(tokenizer.token_bytes(0), bytes)
+    assert isinstance(tokenizer.decode(range(258)), str)
+
+
+@pytest.mark.parametrize("name", ["blk.0.attn_norm.weight", "output_norm.weight", "blk.1.attn_gate_swa.weight", "blk.1.attn_sinks.weight"])
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7F800000, 0xFF800000], ids=["nan", "inf", "minus-inf"])
+def test_check_tensors_finds_values_that_are_not_finite(name: str, bits: int, tmp_path: Path) -> None:
+    path = tmp_path / "nan.gguf"
+    path.write_bytes(hostile_model.nan_weights(name, bits))
+    with pytest.raises(errors.ModelError, match=name):
+        Model(path, check_tensors=True)
+
+
+def test_model_name_of_any_bytes(tmp_path: Path) -> None:
+    """general.name is for display: too long, cut inside a character or not UTF-8, it must not stop the load."""
+    path = tmp_path / "name.gguf"
+    for name in (b"\xff\xfe", "é".encode() * 200, b"a\0b", b""):
+        path.write_bytes(tiny_model().set("general.name", make_hostile.STR, name).build())
+        with Model(path) as model:
+            assert model.info.n_layer == 4
+            assert isinstance(model.info.name, str)
