@@ -1,0 +1,81 @@
+"""pyhysparse: native inference of HySparse sparse-attention language models, and of Llama, Qwen and MiMo, on ggml.
+
+    from pyhysparse import LLM
+    for piece in LLM("demo").generate("Once upon a time", max_tokens=64):
+        print(piece, end="")
+
+The names below are imported when they are first used, so that `import pyhysparse` (and `hysparse --help`) stay quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pyhysparse.chat import ChatTemplate
+    from pyhysparse.gguf import GGUFFile
+    from pyhysparse.llm import LLM, Generation, Timings
+    from pyhysparse.model import LayerInfo, MemoryUse, Model, ModelInfo
+    from pyhysparse.quantizing import quantize
+    from pyhysparse.sampling import Sampler, SamplingParams
+    from pyhysparse.session import Session, SessionParams
+    from pyhysparse.tokenizer import StreamDecoder, Tokenizer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LLM",
+    "ChatTemplate",
+    "GGUFFile",
+    "Generation",
+    "LayerInfo",
+    "MemoryUse",
+    "Model",
+    "ModelInfo",
+    "Sampler",
+    "SamplingParams",
+    "Session",
+    "SessionParams",
+    "StreamDecoder",
+    "Timings",
+    "Tokenizer",
+    "quantize",
+    "runtime_version",
+]
+
+HOMES = {
+    "LLM": "llm",
+    "Generation": "llm",
+    "Timings": "llm",
+    "ChatTemplate": "chat",
+    "GGUFFile": "gguf",
+    "LayerInfo": "model",
+    "MemoryUse": "model",
+    "Model": "model",
+    "ModelInfo": "model",
+    "Sampler": "sampling",
+    "SamplingParams": "sampling",
+    "Session": "session",
+    "SessionParams": "session",
+    "StreamDecoder": "tokenizer",
+    "Tokenizer": "tokenizer",
+    "quantize": "quantizing",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in HOMES:
+        raise AttributeError(f"module 'pyhysparse' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"pyhysparse.{HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "errors"])
+
+
+def runtime_version() -> str:
+    """Version of the C runtime, of ggml inside it, and the CPU kernels chosen on this machine."""
+    from pyhysparse._ffi import lib, text
+
+    return text(lib.hs_version())

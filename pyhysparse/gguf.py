@@ -68,12 +68,14 @@ class Metadata(Mapping[str, Value]):
         if kind == lib.HS_GGUF_STR:
             return decode_text(raw, f"GGUF key {key}")
         if kind != lib.HS_GGUF_ARR:
-            return np.frombuffer(raw, dtype=DTYPES[kind][0], count=1)[0].item()  # type: ignore[no-any-return]
+            scalar: Value = np.frombuffer(raw, dtype=DTYPES[kind][0], count=1)[0].item()
+            return scalar
         length = int(lib.hs_gguf_arr_len(g, i))
         element = int(lib.hs_gguf_arr_type(g, i))
         if element == lib.HS_GGUF_STR:
             return split_strings(raw, length, key)
-        return np.frombuffer(raw, dtype=DTYPES[element][0], count=length).tolist()
+        values: list[Any] = np.frombuffer(raw, dtype=DTYPES[element][0], count=length).tolist()
+        return values
 
     def type_of(self, key: str) -> str:
         """The stored type: "u32", "str", "arr[i32]" ..."""

@@ -20,7 +20,10 @@ QWEN2 = CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n
 QWEN35 = CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|" + TAIL
 UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 ENDING = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])?"
-TEKKEN = rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|" + TAIL
+TEKKEN = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*|\p{{N}}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|" + TAIL
+)
 O200K = (
     rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+{ENDING}|[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*{ENDING}|\p{{N}}{{1,3}}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|" + TAIL
@@ -43,7 +46,9 @@ KINDS: dict[PreTokenizer, tuple[str, ...]] = {
     PreTokenizer((r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")): ("default",),
     PreTokenizer((GPT2,)): ("gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "granite-docling", "roberta-bpe", "gigachat"),
     PreTokenizer((r"\p{N}", GPT2)): ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"),
-    PreTokenizer((LLAMA3,), ignore_merges=True, add_bos=True): ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "lfm2"),
+    PreTokenizer((LLAMA3,), ignore_merges=True, add_bos=True): (
+        "llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "lfm2",
+    ),  # fmt: skip
     PreTokenizer((LLAMA3,)): ("dbrx", "smaug-bpe"),
     PreTokenizer((QWEN2,)): ("qwen2", "deepseek-r1-qwen", "stablelm2", "megrez", "kormo"),
     PreTokenizer((QWEN35,)): ("qwen35",),
@@ -59,5 +64,5 @@ def pre_tokenizer(name: str) -> PreTokenizer:
     kind = BY_NAME.get(name)
     if kind is None:
         known = ", ".join(sorted(BY_NAME))
-        raise TokenizerError(f"GGUF key tokenizer.ggml.pre is {name!r}; expected one of {known} (or give the file a tokenizer.huggingface.json)")
+        raise TokenizerError(f"GGUF key tokenizer.ggml.pre is {name!r}; expected one of {known}, or a tokenizer.huggingface.json")
     return kind

@@ -110,7 +110,12 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
 
     def __init__(self) -> None:
         super().__init__(
-            trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols], cache_size=0, autoescape=False, finalize=self.weighed
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=[Generation, loopcontrols],
+            finalize=self.weighed,
+            autoescape=False,
+            cache_size=0,
         )
         self.lock = threading.RLock()
         self.steps, self.deadline = 0, 0.0
@@ -164,7 +169,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
                 elif isinstance(item, (list, tuple, set)):
                     stack.extend(item)
                 elif isinstance(item, Namespace):
-                    stack.append(item._Namespace__attrs)  # type: ignore[attr-defined]
+                    stack.append(item._Namespace__attrs)
             if elements + len(stack) > MAX_ELEMENTS:
                 raise TemplateError(f"chat template: a list or dict of more than {MAX_ELEMENTS} elements")
         check_size(characters, "a list or dict")
@@ -215,7 +220,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
 
         return filtered
 
-    def call(self, context: jinja2.runtime.Context, obj: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def call(self, context: jinja2.runtime.Context, obj: Any, *args: Any, **kwargs: Any) -> Any:
         """Every call in a template comes through here."""
         self.spend(1)
         size = sum(map(self.weigh, args)) + sum(map(self.weigh, kwargs.values()))
@@ -260,7 +265,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
 class Rewrite(NodeTransformer):
     """Puts the bounded helpers, which are filters, around the parts of a syntax tree that jinja2 has no hook for."""
 
-    def wrap(self, node: nodes.Expr, helper: str) -> nodes.Filter:
+    def wrap(self, node: nodes.Node, helper: str) -> nodes.Filter:
         return nodes.Filter(node, helper, [], [], None, None, lineno=node.lineno)
 
     def visit_For(self, node: nodes.For) -> nodes.For:

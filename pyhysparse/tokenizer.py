@@ -22,9 +22,9 @@ __all__ = ["StreamDecoder", "Tokenizer"]
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # tokenizer.ggml.token_type, llama.cpp's numbers
 MAX_TOKEN_BYTES = 65536
 END_TEXTS = frozenset(
-    "<|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|> <end_of_turn> <turn|> <|endoftext|> <|eom_id|> <EOT> _<EOT> "
-    "<|end_of_text|> </s> <end_of_utterance> <｜end▁of▁sentence｜>".split()
-)
+    ["<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>", "<turn|>", "<|endoftext|>",
+     "<|eom_id|>", "<EOT>", "_<EOT>", "<|end_of_text|>", "</s>", "<end_of_utterance>", "<｜end▁of▁sentence｜>"]
+)  # fmt: skip
 PREFIX = "tokenizer.ggml."
 
 
@@ -299,7 +299,7 @@ def from_ggml(cls: type[Tokenizer], metadata: Mapping[str, Any], n_vocab: int | 
     if model is None:
         raise TokenizerError(f"the GGUF has neither tokenizer.huggingface.json nor {PREFIX}model: it holds no tokenizer")
     if model != "gpt2":
-        raise TokenizerError(f"GGUF key {PREFIX}model is {model!r}; expected 'gpt2' (byte-level BPE), or a tokenizer.huggingface.json beside it")
+        raise TokenizerError(f"GGUF key {PREFIX}model is {model!r}; expected 'gpt2' (byte-level BPE) or a tokenizer.huggingface.json")
     name = metadata.get(PREFIX + "pre", "default")
     if not isinstance(name, str):
         raise TokenizerError(f"GGUF key {PREFIX}pre has type {found_type(name)}; expected a string")

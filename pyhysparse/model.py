@@ -1,0 +1,205 @@
+"""A loaded model: weights, hyperparameters, layer plan. Immutable; any number of sessions can share one."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from pyhysparse._ffi import Callback, Handle, check, ffi, lib, new_error, path_bytes, text
+from pyhysparse.errors import ArgumentError
+from pyhysparse.gguf import GGUFFile
+
+if TYPE_CHECKING:
+    from pyhysparse.session import Session, SessionParams
+
+__all__ = ["LayerInfo", "MemoryUse", "Model", "ModelInfo", "Oracle"]
+
+Oracle = bool | Mapping[str, Any]
+ORACLE_KEYS = ("full_layers", "block_size", "top_k_tokens", "window")
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Hyperparameters (hs_model_info). block_size, top_k_blocks and window are 0 where the model has none; oracle: the mode is on."""
+
+    arch: str
+    name: str
+    ftype: str
+    n_layer: int
+    n_embd: int
+    n_vocab: int
+    n_head: int
+    n_ctx_train: int
+    n_expert: int
+    n_expert_used: int
+    block_size: int
+    top_k_blocks: int
+    window: int
+    oracle: bool
+    n_params: int
+    weight_bytes: int
+    fingerprint: int
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """One row of the layer plan (hs_layer_info; SPEC 5). kv_source and selection_source: a layer number, or -1 for none."""
+
+    kind: str  # "full", "sparse", "sliding"
+    kv_source: int
+    selection_source: int
+    local: str  # "none", "own", "forced"
+    emits_scores: bool
+    owns_pages: bool
+    owns_ring: bool
+    window: int
+    n_head: int
+    n_head_kv: int
+    head_dim_k: int
+    head_dim_v: int
+    n_rot: int
+    gate: str  # "none", "head", "channel"
+    sinks: bool
+    sparse_sinks: bool
+    qk_norm: bool
+    moe: bool
+    rope_freq_base: float
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """Bytes of a session (hs_memory): planned by Model.memory_plan (compute and checkpoints 0) or allocated, by Session.memory."""
+
+    weights: int
+    pages: int
+    rings: int
+    compute: int
+    checkpoints: int
+    page_bytes_per_token: int
+    ring_bytes_per_seq: int
+    full_attention_bytes_per_token: int
+    n_pages: int
+    page_size: int
+
+
+def from_struct(cls: type[Any], struct: Any) -> Any:
+    """A dataclass from the C struct whose members have its field names."""
+    values: dict[str, Any] = {}
+    for f in fields(cls):
+        value = getattr(struct, f.name)
+        values[f.name] = text(value) if f.type == "str" else value
+    return cls(**values)
+
+
+class Model:
+    """Load a GGUF file.
+
+    path: any shard of a split file opens them all. use_mmap: map the file instead of reading it. repack: ggml's repacked CPU weights
+    (faster, some more memory). check_tensors: refuse NaN and Inf weights. oracle: False; True for the list of full layers that the
+    file holds; or a dict of full_layers (ascending, the first is 0), block_size, top_k_tokens, window. progress: called with the
+    fraction loaded; returning False stops the load (CancelledError).
+
+    Raises FileError, FormatError, ModelError, OutOfMemoryError, ArgumentError.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        use_mmap: bool = True,
+        repack: bool = True,
+        check_tensors: bool = False,
+        oracle: Oracle = False,
+        progress: Callable[[float], Any] | None = None,
+    ) -> None:
+        params = ffi.new("hs_model_params *", lib.hs_model_default_params())
+        params.use_mmap, params.repack, params.check_tensors = use_mmap, repack, check_tensors
+        layers = set_oracle(params, oracle)
+        callback = None if progress is None else Callback(progress)
+        if callback is not None:
+            params.progress, params.progress_user = lib.hs_py_progress, callback.handle
+        out, error = ffi.new("hs_model **"), new_error()
+        code = lib.hs_model_load(path_bytes(path), params, out, error)
+        del layers  # C has copied the list
+        if callback is not None:
+            if callback.error is not None and code == lib.HS_OK:
+                lib.hs_model_free(out[0])
+            callback.reraise()
+        check(code, error)
+        self.handle = Handle(out[0], lib.hs_model_free, "model")
+        self.path = os.fspath(path)
+        info = ffi.new("hs_model_info *")
+        lib.hs_model_info_get(self.handle.pointer, info)
+        self.info: ModelInfo = from_struct(ModelInfo, info)
+        self.gguf = GGUFFile.of_model(self.handle)
+        self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+
+    @property
+    def layers(self) -> list[LayerInfo]:
+        """The layer plan, a row a layer."""
+        row, rows = ffi.new("hs_layer_info *"), []
+        for il in range(self.info.n_layer):
+            check(lib.hs_model_layer(self.handle.pointer, il, row), new_error())
+            rows.append(from_struct(LayerInfo, row))
+        return rows
+
+    def memory_plan(self, params: SessionParams | None = None) -> MemoryUse:
+        """What a session with these parameters would allocate, from the layer plan alone."""
+        from pyhysparse.session import SessionParams
+
+        c, keep = (params or SessionParams()).to_c()
+        out, error = ffi.new("hs_memory *"), new_error()
+        check(lib.hs_memory_plan(self.handle.pointer, c, out, error), error)
+        del keep
+        plan: MemoryUse = from_struct(MemoryUse, out)
+        return plan
+
+    def adopt(self, session: Session) -> None:
+        """Remember a session, which must be closed before the model is."""
+        self._sessions.add(session)
+
+    @property
+    def closed(self) -> bool:
+        return self.handle.closed
+
+    def close(self) -> None:
+        """Close its sessions and free the weights now."""
+        for session in list(self._sessions):
+            session.close()
+        self.handle.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def set_oracle(params: Any, oracle: Oracle) -> Any:
+    """Fill the oracle members of hs_model_params; returns the list that they point to."""
+    if isinstance(oracle, bool):
+        params.oracle = int(oracle)
+        return None
+    if not isinstance(oracle, Mapping):
+        raise ArgumentError(f"oracle is {oracle!r}; expected True, False or a dict of {', '.join(ORACLE_KEYS)}")
+    unknown = sorted(set(oracle) - set(ORACLE_KEYS))
+    if unknown:
+        raise ArgumentError(f"oracle has the key {unknown[0]!r}; expected {', '.join(ORACLE_KEYS)}")
+    full = oracle.get("full_layers")
+    params.oracle = 1
+    layers = None
+    if full is not None:
+        if isinstance(full, (str, bytes)) or not isinstance(full, Sequence) or any(not isinstance(i, int) for i in full):
+            raise ArgumentError(f"oracle['full_layers'] is {full!r}; expected a list of layer numbers")
+        layers = ffi.new("int32_t[]", list(full))
+        params.oracle, params.oracle_full_layers, params.n_oracle_full_layers = 2, layers, len(full)
+    for key in ("block_size", "top_k_tokens", "window"):
+        value = oracle.get(key, 0)
+        if not isinstance(value, int) or not 0 <= value < 2**31:
+            raise ArgumentError(f"oracle[{key!r}] is {value!r}; expected a positive integer")
+        setattr(params, f"oracle_{key}", value)
+    return layers
