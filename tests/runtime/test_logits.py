@@ -12,7 +12,7 @@ from reference.compare import NodeRecorder, assert_close, assert_same_greedy, ch
 from reference.model import HySparseForCausalLM, Trace
 from reference.presets import PRESETS
 from reference.runtime import Model, Session, opened, to_gguf
-from reference.tiny import VOCAB_SIZE
+from reference.tiny import VOCAB_SIZE, make_preset
 
 Checkpoints = Callable[[str], Path]
 # Longer than the window (24), the ring (24 - 1 + 16) and 12 blocks of 16. The same tokens as in test_reference.py, which checks that no
@@ -166,6 +166,30 @@ def test_cache_types(name: str, cache: str, tolerance: float, checkpoints: Check
         logits = session.eval(TOKENS)
     model = HySparseForCausalLM.from_checkpoint(checkpoint)
     expected, _, _ = reference_with_choices_of(recorder.nodes(), model, TOKENS, tie=0.3)
+    assert_close(logits, expected, tolerance)
+
+
+@pytest.mark.parametrize("name", ["dense", "moe_groups"])
+def test_bf16_checkpoint(name: str, tmp_path: Path) -> None:
+    """A checkpoint stored in bfloat16, converted to F32: no rounding anywhere."""
+    checkpoint = make_preset(tmp_path, name, torch_dtype="bfloat16")
+    with opened(to_gguf(checkpoint)) as session:
+        assert_close(session.eval(TOKENS), HySparseForCausalLM.from_checkpoint(checkpoint, torch.float64).forward(TOKENS), 1e-5)
+
+
+@pytest.mark.parametrize("repack", [True, False])
+@pytest.mark.parametrize("name,tolerance", [("all_full", 3e-3), ("dense", 8e-3), ("heads_192_128", 8e-3), ("moe_groups", 1e-2)])
+def test_q8_0_weights(name: str, tolerance: float, repack: bool, checkpoints: Checkpoints) -> None:
+    """Q8_0 weights, in ggml's repacked buffers or not: loosely near the reference that is given the same choices."""
+    checkpoint, recorder = checkpoints(name), NodeRecorder(("selection", "ffn_moe_topk"))
+    model = Model(to_gguf(checkpoint, "q8_0"), repack=repack)
+    session = Session(model)
+    session.capture(recorder)
+    logits = session.eval(TOKENS)
+    session.close()
+    model.close()
+    reference = HySparseForCausalLM.from_checkpoint(checkpoint)
+    expected, _, _ = reference_with_choices_of(recorder.nodes(), reference, TOKENS, tie=1.0)
     assert_close(logits, expected, tolerance)
 
 

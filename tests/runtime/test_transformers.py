@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from reference.compare import assert_close, assert_same_greedy
-from reference.runtime import opened, to_gguf
+from reference.compare import NodeRecorder, assert_close, assert_same_greedy, reference_with_choices_of
+from reference.model import OracleLlama
+from reference.runtime import Model, opened, to_gguf
 from reference.stock import STOCK, transformers_logits
 from reference.tiny import VOCAB_SIZE
 from tokenizers import Tokenizer
@@ -84,3 +85,27 @@ def test_smollm2_equals_transformers(smollm2: Path, smollm2_texts: list[tuple[li
                 rows.append(session.eval(generated[-1:]))
             assert generated == continuation
             assert_close(torch.cat(rows), expected, 1e-5)
+
+
+def test_smollm2_has_its_calibrated_list(smollm2: Path) -> None:
+    """Oracle mode without a list: SPEC 5's, for this model only."""
+    model = Model(to_gguf(smollm2), oracle=True)
+    kinds = model.layer_kinds()
+    assert [il for il, kind in enumerate(kinds) if kind == "full"] == [0, 3, 7, 8, 14, 18, 20, 23]
+    assert (model.block_size, model.top_k_blocks, model.window) == (64, 16, 128)
+    model.close()
+
+
+@pytest.mark.slow
+def test_smollm2_oracle_mode_equals_reference(smollm2: Path) -> None:
+    """Real weights, small blocks: the text of this file, of which a quarter or less is read by 22 layers."""
+    options: dict[str, Any] = {"full_layers": [0, 3, 7, 8, 14, 18, 20, 23], "block_size": 16, "top_k_tokens": 64, "window": 32}
+    tokens = Tokenizer.from_file(str(smollm2 / "tokenizer.json")).encode(Path(__file__).read_text()).ids[:400]
+    recorder = NodeRecorder(("selection",))
+    with opened(to_gguf(smollm2), oracle=options, n_ctx=512, n_ubatch=64) as session:
+        session.capture(recorder)
+        logits = session.eval(tokens)
+    model = OracleLlama.from_stock(smollm2, **options)
+    expected, _, _ = reference_with_choices_of(recorder.nodes(), model, tokens, tie=1e-3)
+    assert_close(logits, expected, 1e-5)
+    assert_same_greedy(logits, expected)
