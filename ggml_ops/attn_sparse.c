@@ -34,7 +34,8 @@ static bool check_window(const struct hs_build * b, const struct hs_op_params * 
         return false;
     }
     if (a->win_k->ne[3] < a->table->ne[1]) {
-        return hs_op_fail(b, "win_k", "found ne[3] = %lld rings, expected at least n_seq = %lld", (long long) a->win_k->ne[3], (long long) a->table->ne[1]);
+        return hs_op_fail(b, "win_k", "found ne[3] = %lld rings, expected at least n_seq = %lld", (long long) a->win_k->ne[3],
+            (long long) a->table->ne[1]);
     }
     return true;
 }

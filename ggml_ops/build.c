@@ -85,7 +85,8 @@ bool hs_check_cache(const struct hs_build * b, const char * k_arg, const struct 
         return false;
     }
     if (q->ne[1] % k->ne[2] != 0) {
-        return hs_op_fail(b, k_arg, "found ne[2] (n_head_kv) = %lld, expected a divisor of n_head = %lld", (long long) k->ne[2], (long long) q->ne[1]);
+        return hs_op_fail(b, k_arg, "found ne[2] (n_head_kv) = %lld, expected a divisor of n_head = %lld", (long long) k->ne[2],
+            (long long) q->ne[1]);
     }
     return true;
 }

@@ -6,7 +6,8 @@
 #define HS_HEAD_DIM_MAX 256 // d_qk and d_v: multiples of HS_HEAD_DIM_STEP up to this
 #define HS_HEAD_DIM_STEP 32 // one q8_0 block
 
-// One builder call: where errors go. Every check returns false and fills res->error ("op: argument: found ..., expected ...") once, at the first failure.
+// One builder call: where errors go. A check that fails returns false and fills res->error ("op: argument: found ..., expected ..."); the builder
+// stops at the first.
 struct hs_build {
     const char * op;
     struct hs_op_result * res;

@@ -87,7 +87,8 @@ static void blocks_and_pages(struct list * l, enum hs_op_id op, shape_fn shape) 
 
 static void heads(struct list * l, enum hs_op_id op, shape_fn shape) {
     static const int dims[][2] = { { 32, 32 }, { 64, 64 }, { 96, 96 }, { 128, 128 }, { 192, 128 }, { 256, 256 }, { 160, 224 }, { 32, 256 } };
-    static const int groups[][2] = { { 1, 1 }, { 4, 4 }, { 2, 1 }, { 6, 2 }, { 4, 1 }, { 10, 2 }, { 7, 1 }, { 8, 1 }, { 9, 1 }, { 24, 2 }, { 16, 1 }, { 20, 1 } };
+    static const int groups[][2] = { { 1, 1 }, { 4, 4 }, { 2, 1 }, { 6, 2 }, { 4, 1 }, { 10, 2 },
+        { 7, 1 }, { 8, 1 }, { 9, 1 }, { 24, 2 }, { 16, 1 }, { 20, 1 } };
     static const enum ggml_type types[][2] = { { F32, F32 }, { F16, F16 }, { Q8, Q8 }, { F16, Q8 }, { Q8, F32 }, { F32, F16 } };
     for (int i = 0; i < COUNT(dims); i++) {
         for (int t = 0; t < COUNT(types); t++) {
@@ -187,9 +188,9 @@ static void select_cases(struct list * l) {
             add(l, c);
         }
     }
-    struct hs_case c = base(HS_OP_SELECT_BLOCKS, 4000, 5);
+    struct hs_case c = base(HS_OP_SELECT_BLOCKS, 1200, 5);
     c.block = 1;
-    c.top_k = 1024;
+    c.top_k = 200;
     add(l, c);
     c.data = HS_DATA_EQUAL;
     add(l, c);
@@ -211,7 +212,8 @@ static void sparse_cases(struct list * l) {
     contents(l, HS_OP_ATTN_SPARSE, with_forced);
     sequences(l, HS_OP_ATTN_SPARSE, with_window);
     sequences(l, HS_OP_ATTN_SPARSE, with_forced);
-    static const int kv[][3] = { { 4, 2, 4 }, { 4, 4, 1 }, { 6, 2, 3 }, { 6, 3, 2 }, { 16, 1, 4 }, { 8, 2, 2 } }; // heads, KV heads, KV heads of the window
+    // heads, KV heads, KV heads of the window
+    static const int kv[][3] = { { 4, 2, 4 }, { 4, 4, 1 }, { 6, 2, 3 }, { 6, 3, 2 }, { 16, 1, 4 }, { 8, 2, 2 } };
     for (int i = 0; i < COUNT(kv); i++) {
         for (int gate = HS_GATE_OFF; gate <= HS_GATE_CHANNEL; gate++) {
             for (int chunk = 0; chunk < 2; chunk++) {
@@ -311,10 +313,11 @@ int hs_case_context(const struct hs_case * c) {
     return n;
 }
 
-double hs_case_tolerance(const struct hs_case * c) {
-    // f16 and q8_0 caches too: kernel and reference read the same rounded cache, so only f32 arithmetic lies between them.
-    // Logits near -1e4 have a spacing of 1e-3 in f32, which exp turns into a relative error of 1e-3 of every weight.
-    return c->data == HS_DATA_LOW ? 1e-5 : 1e-6;
+double hs_case_tolerance(const struct hs_case * c, bool cpu) {
+    // f16 and q8_0 caches too: kernel and reference read the same rounded cache, so only f32 arithmetic lies between them. Measured on the
+    // CPU: below 3e-13, so its limit is tighter than SPEC 8's 1e-6, or a small mistake would pass.
+    // Logits near 1e4 have a spacing of 1e-3 in f32, which exp turns into a relative error of 1e-3 of every weight.
+    return c->data == HS_DATA_LOW ? 1e-5 : c->data == HS_DATA_HUGE || !cpu ? 1e-6 : 1e-10;
 }
 
 void hs_case_name(const struct hs_case * c, char * out, size_t size) {

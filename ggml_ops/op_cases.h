@@ -39,7 +39,7 @@ struct hs_case {
 struct hs_case * hs_cases(int * n);
 // The case as text: its identity, and the seed of its data.
 void hs_case_name(const struct hs_case * c, char * out, size_t size);
-// Largest NMSE allowed.
-double hs_case_tolerance(const struct hs_case * c);
+// Largest NMSE allowed, for the CPU backend or another.
+double hs_case_tolerance(const struct hs_case * c, bool cpu);
 int hs_case_tokens(const struct hs_case * c);
 int hs_case_context(const struct hs_case * c); // longest sequence

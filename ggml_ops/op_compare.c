@@ -8,8 +8,8 @@ static double nmse(double error, double norm) {
     return norm > 0.0 ? error / norm : error > 0.0 ? INFINITY : 0.0; // a reference of zeros allows zeros only
 }
 
-static bool compare_out(const struct hs_inputs * in, const struct hs_case_result * got, const struct hs_case_result * ref, struct hs_errors * worst,
-    char * why, size_t size) {
+static bool compare_out(const struct hs_inputs * in, bool cpu, const struct hs_case_result * got, const struct hs_case_result * ref,
+    struct hs_errors * worst, char * why, size_t size) {
     double error = 0.0, norm = 0.0;
     for (int64_t i = 0; i < ref->n_out; i++) {
         if (!isfinite(got->out[i])) {
@@ -20,7 +20,7 @@ static bool compare_out(const struct hs_inputs * in, const struct hs_case_result
         error += d * d;
         norm += (double) ref->out[i] * ref->out[i];
     }
-    const double e = nmse(error, norm), limit = hs_case_tolerance(&in->c);
+    const double e = nmse(error, norm), limit = hs_case_tolerance(&in->c, cpu);
     worst->out = e > worst->out ? e : worst->out;
     if (e > limit) {
         snprintf(why, size, "out: NMSE %.3g, allowed %.3g", e, limit);
@@ -34,8 +34,8 @@ static double score_slack(const struct hs_inputs * in) {
     return in->c.data == HS_DATA_HUGE || in->c.data == HS_DATA_LOW ? 2e-2 : 1e-3;
 }
 
-static bool compare_scores(const struct hs_inputs * in, const struct hs_case_result * got, const struct hs_case_result * ref, struct hs_errors * worst,
-    char * why, size_t size) {
+static bool compare_scores(const struct hs_inputs * in, bool cpu, const struct hs_case_result * got, const struct hs_case_result * ref,
+    struct hs_errors * worst, char * why, size_t size) {
     double error = 0.0, norm = 0.0;
     for (int64_t row = 0; row < (int64_t) in->n_tokens * in->c.n_head_kv; row++) {
         const int n_visible = in->pos_seq[row / in->c.n_head_kv] / in->c.block + 1;
@@ -50,7 +50,7 @@ static bool compare_scores(const struct hs_inputs * in, const struct hs_case_res
         }
     }
     // One visible block with one key has the score log 1 = 0 for certain, so the norm gets a floor.
-    const double e = error / (norm + 1e-3), limit = hs_case_tolerance(&in->c);
+    const double e = error / (norm + 1e-3), limit = hs_case_tolerance(&in->c, cpu);
     worst->scores = e > worst->scores ? e : worst->scores;
     if (e > limit) {
         snprintf(why, size, "scores: NMSE %.3g, allowed %.3g", e, limit);
@@ -78,8 +78,8 @@ static bool compare_selection(const struct hs_inputs * in, const struct hs_case_
         double weakest = INFINITY;
         for (int i = 0; i < k; i++) {
             if (i < n ? x[i] < 0 || x[i] >= n_visible || (i > 0 && x[i] <= x[i - 1]) : x[i] != HS_BLOCK_NONE) {
-                snprintf(why, size, "selection row %lld: entry %d is %d (%d blocks visible, ascending, then %d)", (long long) row, i, (int) x[i], n_visible,
-                    HS_BLOCK_NONE);
+                snprintf(why, size, "selection row %lld: entry %d is %d (%d blocks visible, ascending, then %d)", (long long) row, i, (int) x[i],
+                    n_visible, HS_BLOCK_NONE);
                 return false;
             }
             weakest = i < n && scores ? fmin(weakest, scores[row * in->n_blocks + y[i]]) : weakest;
@@ -94,16 +94,16 @@ static bool compare_selection(const struct hs_inputs * in, const struct hs_case_
     return true;
 }
 
-bool hs_compare(const struct hs_inputs * in, const struct hs_case_result * got, const struct hs_case_result * ref, struct hs_errors * worst, char * why,
-    size_t size) {
+bool hs_compare(const struct hs_inputs * in, bool cpu, const struct hs_case_result * got, const struct hs_case_result * ref,
+    struct hs_errors * worst, char * why, size_t size) {
     if (got->bad_guard >= 0) {
         snprintf(why, size, "guard %d (%s the node) was overwritten", got->bad_guard, got->bad_guard ? "behind" : "before");
         return false;
     }
-    if (ref->out && !compare_out(in, got, ref, worst, why, size)) {
+    if (ref->out && !compare_out(in, cpu, got, ref, worst, why, size)) {
         return false;
     }
-    if (ref->scores && !compare_scores(in, got, ref, worst, why, size)) {
+    if (ref->scores && !compare_scores(in, cpu, got, ref, worst, why, size)) {
         return false;
     }
     return !ref->sel || compare_selection(in, got, ref, ref->scores, why, size);

@@ -137,7 +137,8 @@ static void make_scores(struct hs_inputs * in) {
             float * s = in->scores + ((int64_t) i * c->n_head_kv + g) * in->n_blocks;
             uint64_t state = key(in, TAG_SCORE, i, g, 0);
             for (int b = 0; b < in->n_blocks; b++) {
-                const float x = c->data == HS_DATA_EQUAL ? -(float) (next(&state) % 3) : c->data == HS_DATA_HUGE ? 1e4f * normal(&state) : normal(&state);
+                const float factor = c->data == HS_DATA_HUGE ? 1e4f : 1.0f;
+                const float x = c->data == HS_DATA_EQUAL ? -(float) (next(&state) % 3) : factor * normal(&state);
                 s[b] = b <= in->pos_seq[i] / c->block ? x : NAN;
             }
         }

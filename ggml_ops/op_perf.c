@@ -90,7 +90,8 @@ static void time_ggml(ggml_backend_t backend, const struct hs_case * c) {
 
 int hs_perf(ggml_backend_t backend, int threads, const regex_t * only) {
     static const struct { enum hs_op_id op; int past, fresh; } shapes[] = {
-        { HS_OP_ATTN_FULL, 1023, 1 }, { HS_OP_ATTN_FULL, 4095, 1 }, { HS_OP_ATTN_FULL, 16383, 1 }, { HS_OP_ATTN_FULL, 0, 512 }, { HS_OP_ATTN_FULL, 3584, 512 },
+        { HS_OP_ATTN_FULL, 1023, 1 }, { HS_OP_ATTN_FULL, 4095, 1 }, { HS_OP_ATTN_FULL, 16383, 1 }, { HS_OP_ATTN_FULL, 0, 512 },
+        { HS_OP_ATTN_FULL, 3584, 512 },
         { HS_OP_SELECT_BLOCKS, 16383, 1 }, { HS_OP_SELECT_BLOCKS, 3584, 512 },
         { HS_OP_ATTN_SPARSE, 4095, 1 }, { HS_OP_ATTN_SPARSE, 16383, 1 }, { HS_OP_ATTN_SPARSE, 3584, 512 },
         { HS_OP_ATTN_WINDOW, 4095, 1 }, { HS_OP_ATTN_WINDOW, 3584, 512 },

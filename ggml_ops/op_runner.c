@@ -50,7 +50,7 @@ static void check_plants(const struct options * o, struct tally * t, const struc
         char why[320];
         if (hs_graph_run(g, backend, &got) && hs_plant(in, kind, &got)) {
             t->runs++;
-            if (hs_compare(in, &got, ref, &unused, why, sizeof(why))) {
+            if (hs_compare(in, ggml_backend_is_cpu(backend), &got, ref, &unused, why, sizeof(why))) {
                 snprintf(why, sizeof(why), "planted error (%s) was not noticed", hs_plant_name(kind));
                 report(o, t, name, level, threads, why);
             }
@@ -71,7 +71,8 @@ static void run_levels(const struct options * o, struct tally * t, const struct 
         if (cpu) {
             hs_cpu_level_set(level);
         }
-        for (int threads = o->threads ? o->threads : 1; threads <= (o->threads ? o->threads : o->plant || !cpu ? 1 : HS_CASE_THREADS_MAX + 1); threads++) {
+        const int first = o->threads ? o->threads : 1, last = o->threads ? o->threads : o->plant || !cpu ? 1 : HS_CASE_THREADS_MAX + 1;
+        for (int threads = first; threads <= last; threads++) {
             if (cpu) {
                 ggml_backend_cpu_set_n_threads(backend, threads);
             }
@@ -80,7 +81,7 @@ static void run_levels(const struct options * o, struct tally * t, const struct 
             t->runs++;
             if (!hs_graph_run(g, backend, &got)) {
                 report(o, t, name, level, threads, g->error);
-            } else if (!hs_compare(in, &got, ref, &t->worst[in->c.op], why, sizeof(why))) {
+            } else if (!hs_compare(in, cpu, &got, ref, &t->worst[in->c.op], why, sizeof(why))) {
                 report(o, t, name, level, threads, why);
             } else if (o->plant) {
                 check_plants(o, t, in, g, backend, ref, name, level, threads);
@@ -90,7 +91,8 @@ static void run_levels(const struct options * o, struct tally * t, const struct 
     }
 }
 
-static void run_case(const struct options * o, struct tally * t, const struct hs_case * c, ggml_backend_t backend, ggml_backend_t cpu, const char * name) {
+static void run_case(const struct options * o, struct tally * t, const struct hs_case * c, ggml_backend_t backend, ggml_backend_t cpu,
+    const char * name) {
     struct hs_inputs in = { 0 };
     struct hs_case_graph ref_graph = { 0 }, graph = { 0 };
     struct hs_case_result ref = { 0 };
@@ -142,7 +144,8 @@ static int test(const struct options * o, const struct hs_case * cases, int n, g
 
 // What the cases of an op cover, and whether the backend takes them: the table of docs/ops.md.
 static int support(const struct hs_case * cases, int n, ggml_backend_t backend) {
-    printf("| op | cases | %s | cache types (K, V) | head dims (QK-V) | query heads a KV head |\n|---|---|---|---|---|---|\n", ggml_backend_name(backend));
+    printf("| op | cases | %s | cache types (K, V) | head dims (QK-V) | query heads a KV head |\n", ggml_backend_name(backend));
+    printf("|---|---|---|---|---|---|\n");
     for (int op = 0; op < HS_OP_COUNT; op++) {
         int n_cases = 0, n_ok = 0;
         bool type[GGML_TYPE_COUNT] = { false }, rep[257] = { false };

@@ -29,5 +29,7 @@ if(HYSPARSE_BUILD_TESTS)
     target_link_libraries(hs_builders_test PRIVATE hs_ops ggml hysparse_flags)
     add_test(NAME hs_builders COMMAND hs_builders_test)
     add_test(NAME op_runner COMMAND op_runner test)
+    add_test(NAME op_runner_support COMMAND ${CMAKE_COMMAND} -DRUNNER=$<TARGET_FILE:op_runner> -DPAGE=${HS_OPS_DIR}/../docs/ops.md
+        -P ${HS_OPS_DIR}/../tests/ops/check_support_table.cmake)
     add_test(NAME op_runner_plant COMMAND op_runner test --plant)
 endif()

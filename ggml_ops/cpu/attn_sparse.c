@@ -1,5 +1,5 @@
-// CPU kernel of the sparse attention op: a branch over the selected blocks of the pages (and the forced window, in the same softmax), a branch over the
-// rings, and the gates, all in one pass over the query tile.
+// CPU kernel of the sparse attention op: a branch over the selected blocks of the pages (and the forced window, in the same softmax), a branch over
+// the rings, and the gates, all in one pass over the query tile.
 #include "attn.h"
 #include "cpu.h"
 

@@ -70,7 +70,7 @@ static struct sub sub_make(const struct core * w, float * state, int b, int32_t 
         .nq = w->nq, .n_rep = pl->n_rep[b], .rows = pl->sub_rows[b], .block_size = scores ? w->a->p->block_size : 0,
         .lanes = w->nq * pl->n_rep[b] > FEW_ROWS, .m = state + pl->m[b] + r0, .l = state + pl->l[b] + r0,
         .o = state + pl->o[b] + r0 * pl->d_v, .block_max = state + pl->block_max, .head = state_head(state),
-        .q = w->work + pl->q, .qt = w->work + pl->qt, .s = w->work + pl->s, .k = w->work + pl->k, .v = w->work + pl->v,
+        .q = w->work + pl->q, .qt = w->work + pl->qt, .s = w->work + pl->s, .kv = w->work + pl->kv,
         .row_lo = w->work + pl->row_lo, .row_hi = w->work + pl->row_hi, .row_fix = w->work + pl->row_fix,
     };
     return u;

@@ -49,8 +49,8 @@ static void item_finish(const struct core * w, float * state) {
                 }
                 const float * gate = a->gates ? (const float *) a->gates->data + token * 2 * n_gate + b * n_gate + head * (per_channel ? pl->d_v : 1)
                                               : NULL;
-                finish_row(a->out + (token * pl->n_head + head) * pl->d_v, u.o + (ptrdiff_t) r * pl->d_v, l > 0.0f ? fix / l : 0.0f, gate, per_channel,
-                    b > 0, pl->d_v);
+                finish_row(a->out + (token * pl->n_head + head) * pl->d_v, u.o + (ptrdiff_t) r * pl->d_v, l > 0.0f ? fix / l : 0.0f, gate,
+                    per_channel, b > 0, pl->d_v);
                 lse[r] = m + logf(l);
             }
             for (int32_t i = 0; i < u.nq && u.block_size > 0; i++) {

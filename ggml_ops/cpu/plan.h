@@ -1,8 +1,8 @@
 // How an attention op is cut into work items, and where everything lies in a thread's workspace. Builder and kernel compute it from the same shapes.
 //
 // An item is (query tile, head chunk). A tile is up to `tq` consecutive tokens of one sequence. A chunk is the least number of query heads that
-// covers whole KV heads in every branch (one KV head's group, unless the window branch has another n_head_kv). Inside a branch the rows of an item are
-// grouped by KV head: row = kv * sub_rows + query * n_rep + rep, so all rows of one KV head are one matrix.
+// covers whole KV heads in every branch (one KV head's group, unless the window branch has another n_head_kv). Inside a branch the rows of an item
+// are grouped by KV head: row = kv * sub_rows + query * n_rep + rep, so all rows of one KV head are one matrix.
 #pragma once
 
 #include <stdint.h>
@@ -21,7 +21,7 @@ struct hs_plan {
     int32_t n_blocks;    // block maxima a row; 0: no scores
     // Offsets in f32 elements. A state (running maxima, denominators, outputs, block maxima of an item) exists twice: see attn.h.
     int64_t m[2], l[2], o[2], block_max, state_elems; // inside a state; its first HS_LANES elements are struct hs_state_head
-    int64_t q, qt, s, k, v, row_lo, row_hi, row_fix, work_elems; // inside the workspace, behind the two states
+    int64_t q, qt, s, kv, row_lo, row_hi, row_fix, work_elems; // inside the workspace, behind the two states
 };
 
 // Blocks whose maxima a state holds: first <= block < end.
@@ -74,8 +74,7 @@ static inline struct hs_plan hs_plan_make(int64_t d_qk, int64_t d_v, int64_t n_h
     p.q = hs_take(&end, sub_max * d_qk);
     p.qt = hs_take(&end, sub_max * d_qk);
     p.s = hs_take(&end, (int64_t) sub_max * HS_TILE_KEYS);
-    p.k = hs_take(&end, HS_TILE_KEYS * d_qk);
-    p.v = hs_take(&end, HS_TILE_KEYS * d_v);
+    p.kv = hs_take(&end, HS_TILE_KEYS * (d_qk > d_v ? d_qk : d_v)); // keys, then values: one buffer stays in the first cache
     p.row_lo = hs_take(&end, sub_max);
     p.row_hi = hs_take(&end, sub_max);
     p.row_fix = hs_take(&end, sub_max);

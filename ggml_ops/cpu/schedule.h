@@ -1,8 +1,9 @@
 // Which thread does what. Included once per level by level_*.c, which names the level.
 //
 // Many items (prefill): whole items from a shared counter, the last query tile first, since causal attention makes it the longest.
-// Few items (decode): all tiles of keys of all items in one line, cut into equal pieces, one a thread. A thread then holds at most two items of which it
-// has only a part: one that began before its piece (state 0) and one that goes on behind it (state 1). The last thread that is done adds the parts up.
+// Few items (decode): all tiles of keys of all items in one line, cut into equal pieces, one a thread. A thread then holds at most two items of
+// which it has only a part: one that began before its piece (state 0) and one that goes on behind it (state 1). The last thread that is done adds
+// the parts up.
 // Whole items give the same bits for any number of threads; added parts differ by f32 rounding.
 #pragma once
 

@@ -1,4 +1,5 @@
-// CPU kernel of block selection. Replaces a full sort: a heap of the best top_k blocks, its root the worst of them, so most blocks cost one comparison.
+// CPU kernel of block selection. Replaces a full sort: a heap of the best top_k blocks, its root the worst of them, so most blocks cost one
+// comparison.
 // Nothing is summed; the result does not depend on the number of threads. Rows (KV head, token) are dealt out in turn.
 #include "cpu.h"
 

@@ -22,7 +22,7 @@ struct sub {
     float * m, * l, * o;         // [rows], [rows], [rows][d_v]
     float * block_max;           // [n_blocks][rows]
     struct hs_state_head * head;
-    float * q, * qt, * s, * k, * v, * row_lo, * row_hi, * row_fix;
+    float * q, * qt, * s, * kv, * row_lo, * row_hi, * row_fix;
     int32_t lo[HS_TQ_MAX], hi[HS_TQ_MAX]; // query sees keys lo..hi of the tile; lo > hi: none
 };
 
@@ -171,7 +171,8 @@ static void few_scores(struct sub * u, const float * k, int64_t j0, int32_t quer
 
 static void few_values(struct sub * u, const float * v, int32_t query) {
     const int32_t d_v = u->a->plan.d_v, r0 = query * u->n_rep, lo = u->lo[query], n = u->hi[query] - lo + 1;
-    mm(u->n_rep, d_v, n, u->s + (ptrdiff_t) r0 * HS_TILE_KEYS, HS_TILE_KEYS, 1, v + (ptrdiff_t) lo * d_v, d_v, u->o + (ptrdiff_t) r0 * d_v, d_v, true);
+    mm(u->n_rep, d_v, n, u->s + (ptrdiff_t) r0 * HS_TILE_KEYS, HS_TILE_KEYS, 1, v + (ptrdiff_t) lo * d_v, d_v, u->o + (ptrdiff_t) r0 * d_v, d_v,
+        true);
 }
 
 static const float * load_runs(struct sub * u, const struct hs_cache * c, const struct hs_run * runs, int32_t n_runs, float * dst) {
@@ -179,7 +180,7 @@ static const float * load_runs(struct sub * u, const struct hs_cache * c, const 
     int64_t done = 0;
     for (int32_t i = 0; i < n_runs; i++) {
         const int64_t n = runs[i].end - runs[i].first;
-        at = load_rows(c, u->seq, u->head_kv, runs[i].first, n, dst + done * c->t->ne[0], n_runs == 1);
+        at = load_rows(c, u->seq, u->head_kv, runs[i].first, n, dst + done * c->t->ne[0], n_runs == 1 && !u->lanes);
         done += n;
     }
     return n_runs == 1 ? at : dst;
@@ -202,7 +203,7 @@ static void tile(struct sub * u, const struct hs_run * runs, int32_t n_runs, int
     // All rows at once, unless few of the queries see the tile: then query by query, on the same converted rows.
     // (By lanes only if no two queries share a vector.)
     const bool all = u->lanes && 2 * n_see >= u->nq, one = !u->lanes || u->n_rep <= FEW_ROWS || u->n_rep % VL != 0;
-    const float * k = load_runs(u, &u->br->k, runs, n_runs, u->k);
+    const float * k = load_runs(u, &u->br->k, runs, n_runs, u->kv);
     if (all) {
         lanes_scores(u, k, j0, nk, 0, u->nq * u->n_rep);
     }
@@ -215,7 +216,7 @@ static void tile(struct sub * u, const struct hs_run * runs, int32_t n_runs, int
             }
         }
     }
-    const float * v = load_runs(u, &u->br->v, runs, n_runs, u->v);
+    const float * v = load_runs(u, &u->br->v, runs, n_runs, u->kv);
     if (all) {
         mm(u->nq * u->n_rep, d_v, nk, u->s, 1, u->rows, v, d_v, u->o, d_v, true);
     }

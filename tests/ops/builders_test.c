@@ -7,7 +7,9 @@
 
 static int failures;
 
-#define CHECK(cond, ...) do { if (!(cond)) { failures++; printf("%s:%d: %s: ", __FILE__, __LINE__, #cond); printf(__VA_ARGS__); printf("\n"); } } while (0)
+#define CHECK(cond, ...) do { \
+    if (!(cond)) { failures++; printf("%s:%d: %s: ", __FILE__, __LINE__, #cond); printf(__VA_ARGS__); printf("\n"); } \
+} while (0)
 
 // Arguments of all ops, right until a case changes one of them.
 struct args {
@@ -54,8 +56,8 @@ static struct hs_op_result build(struct args * a, enum hs_op_id op) {
 static void refused(struct args a, enum hs_op_id op, const char * expected) {
     const struct hs_op_result r = build(&a, op);
     CHECK(!r.node && !r.out && !r.scores, "%s: a node in spite of '%s'", hs_op_table[op].name, expected);
-    CHECK(strstr(r.error, expected) && strncmp(r.error, hs_op_table[op].name, strlen(hs_op_table[op].name)) == 0, "error '%s', expected '%s'", r.error,
-        expected);
+    const bool named = strncmp(r.error, hs_op_table[op].name, strlen(hs_op_table[op].name)) == 0;
+    CHECK(named && strstr(r.error, expected), "error '%s', expected '%s'", r.error, expected);
 }
 
 // Change one argument, expect a refusal that says `expected`, put it back.
@@ -96,8 +98,8 @@ static void test_refusals(struct ggml_context * ctx) {
     REFUSED(HS_OP_ATTN_SPARSE, a.win_k = NULL, "win_k: found NULL, expected both rings");
     REFUSED(HS_OP_ATTN_SPARSE, a.p.forced = true, "forced: found true together with win_k");
     REFUSED(HS_OP_ATTN_SPARSE, a.p.window = 0, "window: found 0, expected at least 1");
-    REFUSED(HS_OP_ATTN_SPARSE, (a.win_k = ggml_new_tensor_4d(ctx, GGML_TYPE_F32, 64, 12, 4, 1), a.win_v = ggml_new_tensor_4d(ctx, GGML_TYPE_F32, 96, 12, 4, 1)),
-        "win_k: found ne[3] = 1 rings, expected at least n_seq = 2");
+    struct ggml_tensor * k1 = ggml_new_tensor_4d(ctx, GGML_TYPE_F32, 64, 12, 4, 1), * v1 = ggml_new_tensor_4d(ctx, GGML_TYPE_F32, 96, 12, 4, 1);
+    REFUSED(HS_OP_ATTN_SPARSE, (a.win_k = k1, a.win_v = v1), "win_k: found ne[3] = 1 rings, expected at least n_seq = 2");
     REFUSED(HS_OP_ATTN_SPARSE, a.win_v = ggml_new_tensor_4d(ctx, GGML_TYPE_F32, 64, 12, 4, 2), "win_v: found ne[0] = 64, expected 96 (d_v of v");
     REFUSED(HS_OP_ATTN_SPARSE, a.gates = f32(&a, 9, 5, 1), "gates: found ne[0] = 9, expected 2 * n_head = 8 or 2 * d_v * n_head = 768");
     REFUSED(HS_OP_ATTN_SPARSE, a.gates = f32(&a, 8, 4, 1), "gates: found ne[1] = 4, expected 5");
