@@ -14,6 +14,8 @@ from reference.presets import PRESETS
 from reference.runtime import Model, Session, opened, to_gguf
 from reference.tiny import VOCAB_SIZE, make_preset
 
+from pyhysparse import LLM
+
 Checkpoints = Callable[[str], Path]
 # Longer than the window (24), the ring (24 - 1 + 16) and 12 blocks of 16. The same tokens as in test_reference.py, which checks that no
 # preset has a near-tie in them that float32 could flip.
@@ -203,3 +205,17 @@ def test_layer_plan_is_the_checkpoints(name: str, kinds: str, checkpoints: Check
         assert (model.block_size, model.top_k_blocks, model.window, model.oracle) == (16, 4, 24, False)
     finally:
         model.close()
+
+
+def test_the_python_api_gives_the_same(checkpoints: Checkpoints) -> None:
+    """LLM.logits, and eval with last_logits, are these logits; logits() leaves the conversation alone."""
+    checkpoint = checkpoints("dense")
+    expected = reference_logits(checkpoint)
+    with LLM(str(to_gguf(checkpoint)), n_ctx=256, n_ubatch=16, type_k="f32", type_v="f32", n_threads=1) as llm:
+        llm.eval(TOKENS[:50])
+        assert_close(torch.from_numpy(llm.logits(TOKENS)), expected, 1e-5)
+        llm.eval(TOKENS[50:51])
+        assert_close(torch.from_numpy(llm.last_logits)[None], expected[50:51], 1e-5)
+        llm.reset()
+        llm.eval(TOKENS)
+        assert_close(torch.from_numpy(llm.last_logits)[None], expected[-1:], 1e-5)
