@@ -76,7 +76,8 @@ def fetch_gguf(spec: str, *, token: str | None = None, offline: bool = False, re
 def download(repo: str, quant: str | None, token: str | None, revision: str | None) -> Path:
     from huggingface_hub import HfApi, hf_hub_download
 
-    files = HfApi(token=token).list_repo_files(repo, revision=revision)
+    # model_info() and not list_repo_files(), which retries for half a minute without a network
+    files = [sibling.rfilename for sibling in HfApi(token=token).model_info(repo, revision=revision).siblings or []]
     try:
         names = select_gguf(files, quant)
     except DownloadError as error:

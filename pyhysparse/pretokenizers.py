@@ -32,10 +32,12 @@ DEEPSEEK3 = (
     r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|" + TAIL
 )
 
+LLAMA3_NAMES = ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "lfm2")
+
 
 @dataclass(frozen=True)
 class PreTokenizer:
-    """patterns: applied in turn; ignore_merges: a word that is a token is not merged from pieces; add_bos: used when the file says nothing."""
+    """patterns: applied in turn. ignore_merges: a word that is a token is taken whole. add_bos: for files that do not say."""
 
     patterns: tuple[str, ...]
     ignore_merges: bool = False
@@ -46,9 +48,7 @@ KINDS: dict[PreTokenizer, tuple[str, ...]] = {
     PreTokenizer((r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")): ("default",),
     PreTokenizer((GPT2,)): ("gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "granite-docling", "roberta-bpe", "gigachat"),
     PreTokenizer((r"\p{N}", GPT2)): ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"),
-    PreTokenizer((LLAMA3,), ignore_merges=True, add_bos=True): (
-        "llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "lfm2",
-    ),  # fmt: skip
+    PreTokenizer((LLAMA3,), ignore_merges=True, add_bos=True): LLAMA3_NAMES,
     PreTokenizer((LLAMA3,)): ("dbrx", "smaug-bpe"),
     PreTokenizer((QWEN2,)): ("qwen2", "deepseek-r1-qwen", "stablelm2", "megrez", "kormo"),
     PreTokenizer((QWEN35,)): ("qwen35",),

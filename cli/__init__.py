@@ -1,0 +1,1 @@
+"""The `hysparse` command: main.py and one verb a file. Installed as pyhysparse.cli."""
