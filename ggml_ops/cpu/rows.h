@@ -28,21 +28,22 @@ static void convert_row(enum ggml_type type, const void * src, float * dst, int6
     }
 }
 
-// Positions j .. j + n - 1 of one KV head, in f32: rows [n][d] in dst, or the cache's own memory where that is f32 and in one run.
-// `whole`: dst will hold nothing else, so not copying is allowed.
-static const float * load_rows(const struct hs_cache * c, int64_t seq, int64_t head_kv, int64_t j, int64_t n, float * dst, bool whole) {
+// Positions j .. j + n - 1 of one KV head: where the first of them lies, and how many of them follow it in memory.
+static int64_t cache_run(const struct hs_cache * c, int64_t seq, int64_t head_kv, int64_t j, int64_t n, const void ** at) {
     const struct ggml_tensor * t = c->t;
-    const int64_t d = t->ne[0], n_slots = t->ne[1];
-    const int32_t * pages = c->table ? (const int32_t *) c->table->data + seq * c->table->ne[0] : NULL;
+    const int64_t n_slots = t->ne[1], slot = j % n_slots;
+    const int64_t page = c->table ? ((const int32_t *) c->table->data)[seq * c->table->ne[0] + j / n_slots] : seq;
+    *at = (const char *) t->data + slot * t->nb[1] + head_kv * t->nb[2] + page * t->nb[3];
+    return n_slots - slot < n ? n_slots - slot : n;
+}
+
+// Positions j .. j + n - 1 of one KV head, in f32: rows [n][d] in dst.
+static void load_rows(const struct hs_cache * c, int64_t seq, int64_t head_kv, int64_t j, int64_t n, float * dst) {
+    const int64_t d = c->t->ne[0];
     for (int64_t done = 0; done < n;) {
-        const int64_t slot = (j + done) % n_slots, run = n_slots - slot < n - done ? n_slots - slot : n - done;
-        const int64_t page = pages ? pages[(j + done) / n_slots] : seq;
-        const char * src = (const char *) t->data + slot * t->nb[1] + head_kv * t->nb[2] + page * t->nb[3];
-        if (whole && run == n && t->type == GGML_TYPE_F32) {
-            return (const float *) (const void *) src;
-        }
-        convert_row(t->type, src, dst + done * d, run * d);
+        const void * at;
+        const int64_t run = cache_run(c, seq, head_kv, j + done, n - done, &at);
+        convert_row(c->t->type, at, dst + done * d, run * d);
         done += run;
     }
-    return dst;
 }

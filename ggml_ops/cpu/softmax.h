@@ -130,10 +130,9 @@ static float few_max(const float * s, int32_t n) {
     return best;
 }
 
-// Few rows: keys in vector lanes, s as [row][HS_TILE_KEYS], for one query's keys lo..hi; s[0] is key lo.
-static void few_scores(struct sub * u, const float * k, int64_t j0, int32_t query) {
-    const int32_t d = u->a->plan.d_qk, d_v = u->a->plan.d_v, r0 = query * u->n_rep, lo = u->lo[query], n = u->hi[query] - lo + 1;
-    dots(u->n_rep, n, d, u->q + (ptrdiff_t) r0 * d, k + (ptrdiff_t) lo * d, u->s + (ptrdiff_t) r0 * HS_TILE_KEYS, HS_TILE_KEYS);
+// Few rows: keys in vector lanes. s is [row][HS_TILE_KEYS] and holds the logits of one query's keys lo..hi; s[0] is key lo.
+static void few_softmax(struct sub * u, int64_t j0, int32_t query) {
+    const int32_t d_v = u->a->plan.d_v, r0 = query * u->n_rep, lo = u->lo[query], n = u->hi[query] - lo + 1;
     for (int32_t r = r0; r < r0 + u->n_rep; r++) {
         float * s = u->s + (ptrdiff_t) r * HS_TILE_KEYS;
         float best = HS_MASKED;
@@ -169,21 +168,69 @@ static void few_scores(struct sub * u, const float * k, int64_t j0, int32_t quer
     }
 }
 
+static void few_scores(struct sub * u, const float * k, int64_t j0, int32_t query) {
+    const int32_t d = u->a->plan.d_qk, r0 = query * u->n_rep, lo = u->lo[query], n = u->hi[query] - lo + 1;
+    dots(u->n_rep, n, d, u->q + (ptrdiff_t) r0 * d, k + (ptrdiff_t) lo * d, u->s + (ptrdiff_t) r0 * HS_TILE_KEYS, HS_TILE_KEYS);
+    few_softmax(u, j0, query);
+}
+
 static void few_values(struct sub * u, const float * v, int32_t query) {
     const int32_t d_v = u->a->plan.d_v, r0 = query * u->n_rep, lo = u->lo[query], n = u->hi[query] - lo + 1;
     mm(u->n_rep, d_v, n, u->s + (ptrdiff_t) r0 * HS_TILE_KEYS, HS_TILE_KEYS, 1, v + (ptrdiff_t) lo * d_v, d_v, u->o + (ptrdiff_t) r0 * d_v, d_v,
         true);
 }
 
-static const float * load_runs(struct sub * u, const struct hs_cache * c, const struct hs_run * runs, int32_t n_runs, float * dst) {
-    const float * at = dst;
-    int64_t done = 0;
+static const float * load_runs(struct sub * u, const struct hs_cache * c, const struct hs_run * runs, int32_t n_runs) {
+    float * dst = u->kv;
     for (int32_t i = 0; i < n_runs; i++) {
-        const int64_t n = runs[i].end - runs[i].first;
-        at = load_rows(c, u->seq, u->head_kv, runs[i].first, n, dst + done * c->t->ne[0], n_runs == 1 && !u->lanes);
-        done += n;
+        load_rows(c, u->seq, u->head_kv, runs[i].first, runs[i].end - runs[i].first, dst);
+        dst += (runs[i].end - runs[i].first) * c->t->ne[0];
     }
-    return n_runs == 1 ? at : dst;
+    return u->kv;
+}
+
+// Can the keys or values of one query with few rows be used where they lie? Each is needed once or twice, so a converted copy would not pay.
+static bool in_place(const struct sub * u, const struct hs_cache * c, int32_t n_runs, int32_t nk) {
+    return !u->lanes && u->nq == 1 && c->t->type != GGML_TYPE_Q8_0 && c->t->ne[1] >= 16 && 16 * n_runs <= nk + 15;
+}
+
+// Logits (values: weighted sums) of one query with few rows, straight from the cache, run by run.
+static void few_in_place(struct sub * u, const struct hs_cache * c, const struct hs_run * runs, int32_t n_runs, bool values) {
+    const int32_t d = (int32_t) c->t->ne[0];
+    float * s = u->s;
+    for (int32_t i = 0; i < n_runs; i++) {
+        for (int64_t j = runs[i].first; j < runs[i].end;) {
+            const void * at;
+            const int32_t n = (int32_t) cache_run(c, u->seq, u->head_kv, j, runs[i].end - j, &at);
+            const bool half = c->t->type == GGML_TYPE_F16;
+            if (values && half) {
+                mm_half(u->n_rep, d, n, s, HS_TILE_KEYS, 1, at, d, u->o, d, true);
+            } else if (values) {
+                mm(u->n_rep, d, n, s, HS_TILE_KEYS, 1, at, d, u->o, d, true);
+            } else if (half) {
+                dots_half(u->n_rep, n, d, u->q, at, s, HS_TILE_KEYS);
+            } else {
+                dots(u->n_rep, n, d, u->q, at, s, HS_TILE_KEYS);
+            }
+            j += n;
+            s += n;
+        }
+    }
+}
+
+// A tile of one query with few rows; it sees all nk keys.
+static void tile_few(struct sub * u, const struct hs_run * runs, int32_t n_runs, int32_t nk) {
+    if (in_place(u, &u->br->k, n_runs, nk)) {
+        few_in_place(u, &u->br->k, runs, n_runs, false);
+        few_softmax(u, runs[0].first, 0);
+    } else {
+        few_scores(u, load_runs(u, &u->br->k, runs, n_runs), runs[0].first, 0);
+    }
+    if (in_place(u, &u->br->v, n_runs, nk)) {
+        few_in_place(u, &u->br->v, runs, n_runs, true);
+    } else {
+        few_values(u, load_runs(u, &u->br->v, runs, n_runs), 0);
+    }
 }
 
 // One tile: the keys of `runs` (nk in all), of which query i sees lo[i]..hi[i]. Block maxima need a single run.
@@ -200,10 +247,14 @@ static void tile(struct sub * u, const struct hs_run * runs, int32_t n_runs, int
     if (u->block_size > 0) {
         touch_blocks(u, j0, j0 + nk);
     }
+    if (u->nq == 1 && !u->lanes) {
+        tile_few(u, runs, n_runs, nk);
+        return;
+    }
     // All rows at once, unless few of the queries see the tile: then query by query, on the same converted rows.
     // (By lanes only if no two queries share a vector.)
     const bool all = u->lanes && 2 * n_see >= u->nq, one = !u->lanes || u->n_rep <= FEW_ROWS || u->n_rep % VL != 0;
-    const float * k = load_runs(u, &u->br->k, runs, n_runs, u->kv);
+    const float * k = load_runs(u, &u->br->k, runs, n_runs);
     if (all) {
         lanes_scores(u, k, j0, nk, 0, u->nq * u->n_rep);
     }
@@ -216,7 +267,7 @@ static void tile(struct sub * u, const struct hs_run * runs, int32_t n_runs, int
             }
         }
     }
-    const float * v = load_runs(u, &u->br->v, runs, n_runs, u->kv);
+    const float * v = load_runs(u, &u->br->v, runs, n_runs);
     if (all) {
         mm(u->nq * u->n_rep, d_v, nk, u->s, 1, u->rows, v, d_v, u->o, d_v, true);
     }
