@@ -10,6 +10,7 @@ The names below are imported when they are first used, so that `import pyhyspars
 from __future__ import annotations
 
 import importlib
+from pkgutil import extend_path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from pyhysparse.sampling import Sampler, SamplingParams
     from pyhysparse.session import Session, SessionParams
     from pyhysparse.tokenizer import StreamDecoder, Tokenizer
+
+# In the root of a checkout `import pyhysparse` finds this folder, which holds no compiled module: then the installed package is searched too.
+__path__ = extend_path(__path__, __name__)
 
 __version__ = "0.1.0"
 

@@ -23,6 +23,10 @@ if(HYSPARSE_BUILD_TESTS)
     target_link_libraries(test_sampler PRIVATE hs_test_lib)
     add_test(NAME sampler COMMAND test_sampler)
 
+    add_executable(test_quantize "${HS_TESTS_DIR}/runtime/test_quantize.c")
+    target_link_libraries(test_quantize PRIVATE hs_test_lib)
+    add_test(NAME quantize COMMAND test_quantize)
+
     # The fuzz target's seeds, their prefixes and mutations; with HYSPARSE_SANITIZE=address,undefined under the sanitizers.
     add_executable(corpus_replay "${HS_TESTS_DIR}/runtime/fuzz_gguf.c")
     target_link_libraries(corpus_replay PRIVATE hs_test_lib)
