@@ -69,9 +69,6 @@ static int alloc_caches(struct hs_kv * kv, bool pages, ggml_backend_buffer_type_
             return hs_fail(err, HS_E_MEMORY, "KV %s: cannot allocate %llu bytes (n_ctx %d, n_seq %d)", pages ? "pages" : "rings",
                 (unsigned long long) (pages ? b.pages : b.rings), kv->shape.n_ctx, kv->shape.n_seq);
         }
-        // Zeros, not garbage: slots that were never written may be read in whole tiles and must not be NaN. Pages are cleared as they are handed
-        // out (take_page), so that a large n_ctx does not touch its memory before it is used.
-        if (!pages) ggml_backend_buffer_clear(*buf, 0);
     }
     *(pages ? &kv->ctx : &kv->ctx_rings) = ctx;
     return HS_OK;
@@ -143,14 +140,10 @@ static void release_page(struct hs_kv * kv, int32_t page) {
     if (--kv->refs[page] == 0) kv->free_list[kv->n_free++] = page;
 }
 
+// Not cleared: kernels never look at slots that a query does not see (the op cases fill those with NaN), so a large n_ctx costs memory only as it is used.
 static int32_t take_page(struct hs_kv * kv) {
     const int32_t page = kv->free_list[--kv->n_free];
     kv->refs[page] = 1;
-    for (int32_t il = 0; il < kv->plan->n_layer; il++) {
-        if (!kv->plan->layers[il].owns_pages) continue;
-        ggml_backend_tensor_memset(kv->k[il], 0, (size_t) page * kv->k[il]->nb[3], kv->k[il]->nb[3]);
-        ggml_backend_tensor_memset(kv->v[il], 0, (size_t) page * kv->v[il]->nb[3], kv->v[il]->nb[3]);
-    }
     return page;
 }
 

@@ -131,8 +131,8 @@ void hs_session_cancel(hs_session * s);           // any thread: the running cal
 
 int32_t hs_seq_len(const hs_session * s, int32_t seq);                        // tokens held; -1: no such sequence
 int  hs_seq_tokens(const hs_session * s, int32_t seq, int32_t * out, int32_t n_max); // copies min(len, n_max), returns len
-// Keep the first n tokens. Window rings are restored from a checkpoint, or recomputed (which evaluates tokens and may be cancelled: the sequence
-// is then shorter than n, never wrong).
+// Keep the first n tokens. Window rings are restored from a checkpoint, or recomputed: that evaluates tokens, so it may be cancelled, or end in
+// HS_E_FULL when pages shared with a fork must be copied and none is free. The sequence is then shorter than n, never wrong.
 int  hs_seq_rewind(hs_session * s, int32_t seq, int32_t n, hs_error * err);
 int  hs_seq_fork(hs_session * s, int32_t src, int32_t dst, hs_error * err);   // dst becomes src: pages shared until written
 int  hs_seq_remove(hs_session * s, int32_t seq, hs_error * err);              // empty it, its pages go back
