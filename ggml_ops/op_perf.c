@@ -45,7 +45,9 @@ static void print_line(const char * name, const struct hs_case * c, double us) {
     const double keys = visible_keys(c), bytes = keys / c->fresh[0] * c->n_head_kv *
         (double) (ggml_row_size(c->type_k, c->d_qk) + ggml_row_size(c->type_v, c->d_v));
     printf("%-44s %10.0f us", name, us);
-    if (c->fresh[0] == 1) {
+    if (c->op == HS_OP_SELECT_BLOCKS) { // neither K and V nor products
+        printf("  %7.1f ns a row", 1e3 * us / ((double) c->fresh[0] * c->n_head_kv));
+    } else if (c->fresh[0] == 1) {
         printf("  %7.1f GB/s of K and V", bytes / us * 1e-3);
     } else {
         printf("  %7.1f GFLOP/s", 2.0 * keys * c->n_head * (c->d_qk + c->d_v) / us * 1e-3);
