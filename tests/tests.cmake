@@ -27,6 +27,12 @@ if(HYSPARSE_BUILD_TESTS)
     target_link_libraries(test_quantize PRIVATE hs_test_lib)
     add_test(NAME quantize COMMAND test_quantize)
 
+    if(NOT HYSPARSE_SANITIZE AND CMAKE_SYSTEM_NAME STREQUAL "Linux")
+        add_executable(test_decode_alloc "${HS_TESTS_DIR}/runtime/test_decode_alloc.c")
+        target_link_libraries(test_decode_alloc PRIVATE hs_test_lib)
+        add_test(NAME decode_alloc COMMAND test_decode_alloc "${HS_TESTS_DIR}/runtime/corpus")
+    endif()
+
     # The fuzz target's seeds, their prefixes and mutations; with HYSPARSE_SANITIZE=address,undefined under the sanitizers.
     add_executable(corpus_replay "${HS_TESTS_DIR}/runtime/fuzz_gguf.c")
     target_link_libraries(corpus_replay PRIVATE hs_test_lib)
