@@ -18,7 +18,7 @@ SIDECARS = ("mmproj", "mtp-")  # files beside a model that are none
 def parse_spec(spec: str) -> tuple[str, str | None]:
     """"user/repo:Q4_K_M" -> ("user/repo", "Q4_K_M"); the quant may be missing."""
     repo, _, quant = spec.partition(":")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", repo):
         raise ArgumentError(f"hub repository {spec!r}; expected user/repo or user/repo:quant")
     return repo, quant or None
 
