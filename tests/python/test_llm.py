@@ -229,8 +229,18 @@ def test_close_and_context_manager(tiny_path: Path) -> None:
     llm.close()
     llm.close()
     assert llm.closed and session.closed
-    for call in (lambda: llm.eval(ids), lambda: llm.logits(ids), llm.reset, lambda: llm.generate("x", max_tokens=1).read(), lambda: llm.tokens,
-                 lambda: llm.save("x"), lambda: llm.memory, llm.cancel, lambda: llm.model.layers, lambda: llm.model.gguf.tensors):  # fmt: skip
+    for call in (
+        lambda: llm.eval(ids),
+        lambda: llm.logits(ids),
+        llm.reset,
+        lambda: llm.generate("x", max_tokens=1).read(),
+        lambda: llm.tokens,
+        lambda: llm.save("x"),
+        lambda: llm.memory,
+        llm.cancel,
+        lambda: llm.model.layers,
+        lambda: llm.model.gguf.tensors,
+    ):
         with pytest.raises(errors.ClosedError):
             call()
     assert "closed" in repr(llm)
@@ -288,13 +298,19 @@ def test_load_progress_and_cancel(tiny_path: Path) -> None:
 
 def test_bad_arguments(tiny_path: Path, tmp_path: Path) -> None:
     for options, words in [
-        ({"n_ctx": -1}, "n_ctx.*-1"), ({"n_ubatch": 0}, "n_ubatch.*0"), ({"type_k": "q9"}, "type_k.*q9"), ({"n_threads": -3}, "threads.*-3"),
-        ({"n_ctx": "big"}, "n_ctx.*big"), ({"oracle": dict(full=[0])}, "'full'"), ({"oracle": dict(full_layers="0")}, "full_layers"),
-        ({"oracle": "yes"}, "oracle.*yes"), ({"oracle": dict(full_layers=[0], window=-1)}, "window.*-1"),
-    ]:  # fmt: skip
+        ({"n_ctx": -1}, "n_ctx.*-1"),
+        ({"n_ubatch": 0}, "n_ubatch.*0"),
+        ({"type_k": "q9"}, "type_k.*q9"),
+        ({"n_threads": -3}, "threads.*-3"),
+        ({"n_ctx": "big"}, "n_ctx.*big"),
+        ({"oracle": {"full": [0]}}, "'full'"),
+        ({"oracle": {"full_layers": "0"}}, "full_layers"),
+        ({"oracle": "yes"}, "oracle.*yes"),
+        ({"oracle": {"full_layers": [0], "window": -1}}, "window.*-1"),
+    ]:
         with pytest.raises(errors.ArgumentError, match=words):
             LLM(tiny_path, **options)  # type: ignore[arg-type]
-    with pytest.raises(errors.FileError, match="none.gguf"):
+    with pytest.raises(errors.FileError, match=r"none\.gguf"):
         LLM(tmp_path / "none.gguf")
     with pytest.raises(errors.ArgumentError, match="NUL"):
         LLM("a\0b")
@@ -314,7 +330,10 @@ def test_oracle_needs_a_list(checkpoints: Callable[[str], Path]) -> None:
     with LLM(path, **options) as full, LLM(path, oracle={"full_layers": [0], "top_k_tokens": 1024, "block_size": 16}, **options) as oracle:
         assert [row.kind for row in oracle.model.layers] == ["full", "sparse", "sparse", "sparse"] and oracle.model.info.oracle
         assert nmse(oracle.logits(ids), full.logits(ids)) < 1e-9
-    with LLM(path, oracle={"full_layers": [0], "top_k_tokens": 16, "block_size": 16, "window": 16}, **options) as narrow, LLM(path, **options) as full:
+    with (
+        LLM(path, oracle={"full_layers": [0], "top_k_tokens": 16, "block_size": 16, "window": 16}, **options) as narrow,
+        LLM(path, **options) as full,
+    ):
         assert nmse(narrow.logits(ids), full.logits(ids)) > 1e-6
 
 

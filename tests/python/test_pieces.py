@@ -28,15 +28,18 @@ def stopped(stops: list[str], pieces: list[str]) -> tuple[str, bool]:
     return out + matcher.flush(), False
 
 
-@pytest.mark.parametrize("stops, pieces, expected", [
-    ([], ["ab", "c"], ("abc", False)),
-    (["END"], ["abE", "N", "Dcd"], ("ab", True)),
-    (["END"], ["abE", "N", "Xcd"], ("abENXcd", False)),
-    (["END"], ["abEN"], ("abEN", False)),
-    (["\n\n", "b"], ["a\n", "\nb"], ("a", True)),
-    (["aab"], ["a", "a", "a", "b"], ("a", True)),
-    (["xyz", "z"], ["..xy", "z"], ("..", True)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "stops, pieces, expected",
+    [
+        ([], ["ab", "c"], ("abc", False)),
+        (["END"], ["abE", "N", "Dcd"], ("ab", True)),
+        (["END"], ["abE", "N", "Xcd"], ("abENXcd", False)),
+        (["END"], ["abEN"], ("abEN", False)),
+        (["\n\n", "b"], ["a\n", "\nb"], ("a", True)),
+        (["aab"], ["a", "a", "a", "b"], ("a", True)),
+        (["xyz", "z"], ["..xy", "z"], ("..", True)),
+    ],
+)
 def test_stop_strings(stops: list[str], pieces: list[str], expected: tuple[str, bool]) -> None:
     assert stopped(stops, pieces) == expected
 
@@ -55,7 +58,7 @@ def test_stop_list_refuses_empty() -> None:
 def test_sampling_names() -> None:
     params = SamplingParams().updated(temp=0.5, repeat_penalty=1.1, presence_penalty=0.2, typical_p=0.9, seed=3)
     assert (params.temperature, params.penalty_repeat, params.penalty_present, params.typ_p, params.seed) == (0.5, 1.1, 0.2, 0.9, 3)
-    with pytest.raises(errors.ArgumentError, match="temprature.*temperature"):
+    with pytest.raises(errors.ArgumentError, match=r"temprature.*temperature"):
         SamplingParams().updated(temprature=1)
     with pytest.raises(errors.ArgumentError, match="twice"):
         SamplingParams().updated(temp=1, temperature=2)
@@ -67,10 +70,18 @@ def test_sampling_defaults_of_a_model() -> None:
     assert (params.temperature, params.top_k, params.penalty_repeat, params.top_p) == (0.25, 7, 1.0, 0.95)
 
 
-@pytest.mark.parametrize("change, words", [
-    ({"top_p": 7.0}, "top_p.*7"), ({"temperature": "hot"}, "temperature.*hot"), ({"seed": 2**33}, "seed"), ({"samplers": "z"}, "samplers.*z"),
-    ({"top_k": 1.5}, "top_k"), ({"logit_bias": {99: 1.0}}, "99"), ({"mirostat": 3}, "mirostat.*3"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"top_p": 7.0}, "top_p.*7"),
+        ({"temperature": "hot"}, "temperature.*hot"),
+        ({"seed": 2**33}, "seed"),
+        ({"samplers": "z"}, "samplers.*z"),
+        ({"top_k": 1.5}, "top_k"),
+        ({"logit_bias": {99: 1.0}}, "99"),
+        ({"mirostat": 3}, "mirostat.*3"),
+    ],
+)
 def test_bad_sampling_values(change: dict[str, object], words: str) -> None:
     with pytest.raises(errors.ArgumentError, match=words):
         Sampler(10, SamplingParams().updated(**change))
@@ -131,15 +142,22 @@ def test_turns_of_a_dead_thread_are_free() -> None:
 FILES = ["README.md", "m-Q8_0.gguf", "m-Q4_K_M.gguf", "m-q5_k_m.gguf", "mmproj-m.gguf", "mtp-m-Q4_K_M.gguf", "m-IQ4_XS.gguf"]
 
 
-@pytest.mark.parametrize("files, quant, expected", [
-    (FILES, None, ["m-Q4_K_M.gguf"]),
-    (FILES, "q8_0", ["m-Q8_0.gguf"]),
-    (FILES, "Q5_K_M", ["m-q5_k_m.gguf"]),
-    (["a-Q8_0.gguf", "a-F16.gguf"], None, ["a-Q8_0.gguf"]),
-    (["b-F16.gguf", "a-BF16.gguf"], None, ["a-BF16.gguf"]),
-    (["b-F16.gguf", "a-BF16.gguf"], "f16", ["b-F16.gguf"]),
-    (["x/m-Q4_K_M-00001-of-00002.gguf", "x/m-Q4_K_M-00002-of-00002.gguf"], None, ["x/m-Q4_K_M-00001-of-00002.gguf", "x/m-Q4_K_M-00002-of-00002.gguf"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "files, quant, expected",
+    [
+        (FILES, None, ["m-Q4_K_M.gguf"]),
+        (FILES, "q8_0", ["m-Q8_0.gguf"]),
+        (FILES, "Q5_K_M", ["m-q5_k_m.gguf"]),
+        (["a-Q8_0.gguf", "a-F16.gguf"], None, ["a-Q8_0.gguf"]),
+        (["b-F16.gguf", "a-BF16.gguf"], None, ["a-BF16.gguf"]),
+        (["b-F16.gguf", "a-BF16.gguf"], "f16", ["b-F16.gguf"]),
+        (
+            ["x/m-Q4_K_M-00001-of-00002.gguf", "x/m-Q4_K_M-00002-of-00002.gguf"],
+            None,
+            ["x/m-Q4_K_M-00001-of-00002.gguf", "x/m-Q4_K_M-00002-of-00002.gguf"],
+        ),
+    ],
+)
 def test_hub_selection(files: list[str], quant: str | None, expected: list[str]) -> None:
     assert hub.select_gguf(files, quant) == expected
 
