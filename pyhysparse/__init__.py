@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pyhysparse.session import Session, SessionParams
     from pyhysparse.tokenizer import StreamDecoder, Tokenizer
 
-# In the root of a checkout `import pyhysparse` finds this folder, which holds no compiled module: then the installed package is searched too.
+# In a checkout's root `import pyhysparse` finds this folder, which holds no compiled module: then the installed package is searched too.
 __path__ = extend_path(__path__, __name__)
 
 __version__ = "0.1.0"
