@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from pyhysparse.cli.common import model_path, oracle_argument, oracle_options, progress_bar, runtime_options, source_options, table
+from pyhysparse.cli.common import (
+    model_path,
+    oracle_argument,
+    oracle_options,
+    progress_bar,
+    runtime_options,
+    show_logs,
+    source_options,
+    table,
+)
 
 if TYPE_CHECKING:
     from pyhysparse.model import Model
@@ -40,7 +49,7 @@ def sizes(ctx: click.Context, param: click.Parameter, value: str) -> list[int]:
 
 
 def pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> list[tuple[int, int]]:
-    """"512,128": a prompt and a generation after it."""
+    """ "512,128": a prompt and a generation after it."""
     matches = [re.fullmatch(r"(\d+),(\d+)", value) for value in values]
     if None in matches:
         raise click.BadParameter(f"{values[matches.index(None)]!r} is no pair such as 512,128", ctx, param)
@@ -91,6 +100,8 @@ def command(output: str, **options: Any) -> None:
     """Time prompts and generation with random tokens; tokenizing and sampling are not part of it."""
     from pyhysparse.model import Model
 
+    if options["verbose"]:
+        show_logs()
     path, oracle = model_path(options, default="demo"), oracle_argument(options)
     with Model(path, use_mmap=not options["no_mmap"], repack=not options["no_repack"], oracle=oracle) as model:
         results = run_all(model, options)

@@ -75,6 +75,7 @@ def runtime_options(ctx_size: int | None = 0) -> Callable[[F], F]:
         click.option("--no-mmap", is_flag=True, help="Read the file instead of mapping it."),
         click.option("--no-repack", is_flag=True, help="Keep weights in the file's layout."),
         click.option("--check-tensors", is_flag=True, help="Refuse weights that are NaN or infinite."),
+        click.option("-v", "--verbose", is_flag=True, help="Everything that the runtime has to say, on stderr."),
         click.option("--ref", "use_ref", is_flag=True, help="Scalar reference ops instead of the kernels (to find a wrong kernel)."),
     ])  # fmt: skip
 
@@ -161,6 +162,8 @@ def load_llm(options: dict[str, Any], default: str | None = None, **overrides: A
     names = ("n_ctx", "n_batch", "n_ubatch", "n_threads", "n_threads_batch", "type_k", "type_v", "use_ref", "check_tensors")
     arguments = {name: options[name] for name in names if name in options}
     arguments |= {"use_mmap": not options.get("no_mmap"), "repack": not options.get("no_repack"), **overrides}
+    if options.get("verbose"):
+        show_logs()
     from pyhysparse.llm import LLM
 
     with progress_bar("loading") as report:
@@ -186,6 +189,17 @@ def progress_bar(title: str, unit: str = "") -> Iterator[Report]:
             bar.update(task, completed=done, total=total, description=f"{title} {name[:40]}")
 
         yield report
+
+
+def show_logs() -> None:
+    """The runtime's messages of every level on stderr."""
+    import logging
+
+    from pyhysparse.logs import logs_to_logging
+
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
+    logging.getLogger("pyhysparse").setLevel(logging.DEBUG)
+    logs_to_logging()
 
 
 def log(message: str) -> None:

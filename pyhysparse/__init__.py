@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pyhysparse.chat import ChatTemplate
     from pyhysparse.gguf import GGUFFile
     from pyhysparse.llm import LLM, Generation, Timings
+    from pyhysparse.logs import logs_to_logging, logs_to_stderr
     from pyhysparse.model import LayerInfo, MemoryUse, Model, ModelInfo
     from pyhysparse.quantizing import quantize
     from pyhysparse.sampling import Sampler, SamplingParams
@@ -44,6 +45,8 @@ __all__ = [
     "StreamDecoder",
     "Timings",
     "Tokenizer",
+    "logs_to_logging",
+    "logs_to_stderr",
     "quantize",
     "runtime_version",
 ]
@@ -54,6 +57,8 @@ HOMES = {
     "Timings": "llm",
     "ChatTemplate": "chat",
     "GGUFFile": "gguf",
+    "logs_to_logging": "logs",
+    "logs_to_stderr": "logs",
     "LayerInfo": "model",
     "MemoryUse": "model",
     "Model": "model",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -27,6 +28,7 @@ EXCEPTIONS: dict[int, type[errors.HysparseError]] = {
     lib.HS_E_CANCELLED: errors.CancelledError,
     lib.HS_E_INTERNAL: errors.InternalError,
 }
+LOG_LEVELS = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}
 
 
 def new_error() -> Any:
@@ -153,4 +155,4 @@ def hs_py_capture(name: Any, ne: Any, data: Any, user: Any) -> bool:
 
 @ffi.def_extern()  # type: ignore[untyped-decorator]
 def hs_py_log(level: int, message: Any, user: Any) -> None:
-    ffi.from_handle(user).call(level, text(message))
+    logging.getLogger("pyhysparse").log(LOG_LEVELS.get(level, logging.ERROR), "%s", text(message).rstrip("\n"))

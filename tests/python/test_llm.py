@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pyhysparse import LLM, Model, Session, SessionParams, errors
+from pyhysparse import LLM, Model, Session, SessionParams, errors, logs_to_logging, logs_to_stderr
 
 PROMPT = "Once upon a time there was a small model that could read a very long story. The sparse layers"
 GREEDY: dict[str, Any] = {"temperature": 0, "ignore_eos": True}
@@ -359,3 +359,21 @@ def test_capture(tiny: LLM) -> None:
         tiny.eval([9])
     tiny.eval([9])
     assert tiny.tokens == [5, 6, 7, 8, 9]
+
+
+def test_logs(tiny: LLM, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> None:
+    """The runtime's messages can go to Python's logging, and back."""
+    caplog.set_level("DEBUG", logger="pyhysparse")
+    logs_to_logging()
+    try:
+        tiny.eval(list(range(3, 120)))
+        for n in (110, 40, 3):
+            tiny.session.rewind(n)
+    finally:
+        logs_to_stderr()
+    messages = [record.getMessage() for record in caplog.records if record.name == "pyhysparse"]
+    assert any("rewind" in message for message in messages), messages
+    caplog.clear()
+    tiny.eval(list(range(3, 120)))
+    tiny.session.rewind(2)
+    assert not caplog.records and "rewind" not in capfd.readouterr().err
