@@ -79,6 +79,22 @@ void hs_backends_use_threads(struct hs_backends * b, bool batch) {
     ggml_backend_cpu_set_n_threads(b->backend[b->n - 1], batch ? b->n_threads_batch : b->n_threads);
 }
 
+int hs_backends_check_fork(const struct hs_backends * b, bool batch, hs_error * err) {
+#if defined(__GNUC__) && !defined(__clang__) // libomp starts new threads in a child, libgomp waits for the lost ones
+    static _Thread_local pid_t process; // where this thread first had others work for it
+    if ((batch ? b->n_threads_batch : b->n_threads) < 2) return HS_OK;
+    if (process == 0) process = getpid();
+    if (process != getpid()) {
+        return hs_fail(err, HS_E_STATE, "process %ld was forked from %ld after this thread had evaluated there, and its %d worker threads are gone: "
+            "evaluate in a new thread, with n_threads 1, or start processes by 'spawn'", (long) getpid(), (long) process,
+            (batch ? b->n_threads_batch : b->n_threads) - 1);
+    }
+#else
+    (void) b; (void) batch; (void) err;
+#endif
+    return HS_OK;
+}
+
 void hs_backends_set_abort(struct hs_backends * b, ggml_abort_callback cb, void * user) {
     ggml_backend_cpu_set_abort_callback(b->backend[b->n - 1], cb, user);
 }

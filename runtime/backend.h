@@ -18,6 +18,8 @@ int  hs_backends_new(int32_t n_threads, int32_t n_threads_batch, struct hs_backe
 void hs_backends_free(struct hs_backends * b);
 // Threads for the next graph: the decode number for one token a sequence, else the batch number.
 void hs_backends_use_threads(struct hs_backends * b, bool batch);
+// After fork() a thread that has used others waits for ever for the ones it lost: HS_E_STATE instead.
+int  hs_backends_check_fork(const struct hs_backends * b, bool batch, hs_error * err);
 // Stop the running graph when cb returns true (asked between nodes).
 void hs_backends_set_abort(struct hs_backends * b, ggml_abort_callback cb, void * user);
 

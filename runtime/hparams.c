@@ -59,6 +59,10 @@ static int read_rope(const hs_gguf * g, struct hs_hparams * hp, enum hs_rope_set
     }
     if (r->n_rot > head_dim) r->n_rot = head_dim;
     HS_TRY(hs_gguf_get_i32(g, key(&k, "rope.dimension_count%s", suf), false, 0, head_dim, &r->n_rot, err));
+    if (!own && r->n_rot > hp->rope[HS_ROPE_FULL].n_rot && hs_gguf_find_tensor(g, "rope_freqs.weight") >= 0) { // too few factors
+        return hs_fail(err, HS_E_MODEL, "%s: found %d, expected at most %d, the rope.dimension_count that rope_freqs.weight is for",
+            key(&k, "rope.dimension_count%s", suf), r->n_rot, hp->rope[HS_ROPE_FULL].n_rot);
+    }
     if (r->n_rot % 2) return hs_fail(err, HS_E_MODEL, "%s: found %d, expected an even number", key(&k, "rope.dimension_count%s", suf), r->n_rot);
     if (!own) return HS_OK;
 

@@ -176,7 +176,9 @@ static void set_inputs(struct hs_session * s, int32_t n, const int32_t * tokens,
 
 static int compute(struct hs_session * s, hs_error * err) {
     s->capture_failed = false;
-    hs_backends_use_threads(&s->backends, s->graph.n_tokens > s->params.n_seq);
+    const bool batch = s->graph.n_tokens > s->params.n_seq;
+    HS_TRY(hs_backends_check_fork(&s->backends, batch, err));
+    hs_backends_use_threads(&s->backends, batch);
     const enum ggml_status st = ggml_backend_sched_graph_compute(s->sched, s->graph.gf);
     if (atomic_load(&s->cancel) || st == GGML_STATUS_ABORTED) return hs_fail(err, HS_E_CANCELLED, "evaluation was cancelled");
     if (s->capture_failed) return hs_fail(err, HS_E_MEMORY, "capture: cannot allocate memory for a node's values");

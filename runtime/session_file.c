@@ -197,7 +197,11 @@ static int load(struct hs_session * s, int32_t seq, const char * path, hs_error 
     int32_t * tokens = NULL;
     uint8_t * rings = NULL;
     int rc = HS_OK;
-    if (!st.f) return hs_fail(err, HS_E_IO, "%s: cannot be opened: %s", path, strerror(errno));
+    if (!st.f) {
+        rc = hs_fail(err, HS_E_IO, "%s: cannot be opened: %s", path, strerror(errno));
+        hs_kv_truncate(&s->kv, seq, 0);
+        return rc;
+    }
     memset(&h, 0, sizeof h);
     get(&st, &h, sizeof h);
     if (fstat(fileno(st.f), &info) != 0) rc = hs_fail(err, HS_E_IO, "%s: cannot be read: %s", path, strerror(errno));

@@ -24,7 +24,7 @@ typedef enum hs_status {
     HS_E_MODEL = -4,     // a well-formed file describes a model that is inconsistent or not supported
     HS_E_MEMORY = -5,    // an allocation failed; the message has the size
     HS_E_FULL = -6,      // the context (pages) is used up
-    HS_E_STATE = -7,     // a session file belongs to another model or other session parameters
+    HS_E_STATE = -7,     // a session file belongs to another model or other session parameters; hs_eval: the process was forked meanwhile
     HS_E_BUSY = -8,      // another thread is inside this session
     HS_E_CANCELLED = -9, // hs_session_cancel, or a callback, stopped the call
     HS_E_INTERNAL = -10  // a bug of ours or of a backend

@@ -31,6 +31,12 @@ def missing(key: str, moe: bool = False) -> Case:
     return model(f"{key}-missing", lambda g: g.drop(f"hysparse.{key}"), key, "missing", "expected", moe=moe)
 
 
+def more_rope_dims_than_factors(g: GGUF) -> None:
+    """Sparse layers rotate more dimensions than the frequency factors, which they take from the full layers, have entries."""
+    g.set("hysparse.rope.dimension_count", U32, 16).set("hysparse.rope.dimension_count_sparse", U32, 32)
+    g.tensor("rope_freqs.weight", [8], GGML_F32, struct.pack("<8f", *[1.0] * 8))
+
+
 def hyperparameter_cases() -> list[Case]:
     kv, eps, base = "attention.head_count_kv", "attention.layer_norm_rms_epsilon", "rope.freq_base"
     cases = [
@@ -70,6 +76,7 @@ def hyperparameter_cases() -> list[Case]:
         value("rope-base-swa--2", base + "_swa", F32, -2.0, "-2", "expected a finite number above 0"),
         value("rope-dims-odd", "rope.dimension_count", U32, 3, " 3", "expected an even"),
         value("rope-dims-64", "rope.dimension_count", U32, 64, " 64", "expected 0 to 32"),
+        model("rope-factors-too-few", more_rope_dims_than_factors, "rope.dimension_count_sparse", "32", "expected at most 16"),
         value("rope-scaling-unknown", "rope.scaling.type", STR, "longrope", "longrope", "expected none, linear or yarn"),
         value("rope-scaling-type-u32", "rope.scaling.type", U32, 1, "u32", "expected string"),
         value("rope-factor-0", "rope.scaling.factor", F32, 0.0, " 0", "expected a finite number above 0"),

@@ -191,6 +191,14 @@ def test_load_refuses_another_models_file(checkpoints: Checkpoints, tmp_path: Pa
         session.load(file)
 
 
+def test_load_of_a_missing_file(path: Path, tmp_path: Path) -> None:
+    with opened(path) as session:
+        session.eval(PROMPT[:40])
+        with pytest.raises(errors.FileError, match="cannot be opened"):
+            session.load(tmp_path / "none")
+        assert session.length() == 0  # "on failure the sequence is empty"
+
+
 @pytest.mark.parametrize("damage", ["short", "empty", "magic", "long"])
 def test_load_refuses_a_damaged_file(damage: str, checkpoints: Checkpoints, tmp_path: Path) -> None:
     file, path = tmp_path / "sequence.session", to_gguf(checkpoints("dense"))
