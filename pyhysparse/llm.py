@@ -77,6 +77,7 @@ class LLM:
         self._turns = Turns()
         self._logits: NDArray[np.float32] = np.zeros((1, self.n_vocab), dtype=np.float32)
         self._has_logits = False
+        self._pending: list[int] = []  # the last token generated, not evaluated yet; generate(None) begins with it
         self._cancelled = False
 
     @classmethod
@@ -144,10 +145,11 @@ class LLM:
     ) -> Generation:
         """Continue a text: an iterator of text pieces, which stops early when the loop over it is left.
 
-        prompt: text, token ids, or None to go on from where the conversation is. What the conversation and the prompt begin with in
-        common is not evaluated again. max_tokens: None (or -1) until the model ends or the context is full. stop: texts that end it,
-        themselves left out. ignore_eos: never sample an ending token. special: write control tokens. sampling: temperature, top_k,
-        top_p, min_p, seed, repeat_penalty ... (SamplingKwargs, llama.cpp's names and defaults).
+        prompt: text, token ids, or None to go on from where the conversation is (after a generation: with the token after its last
+        one). What the conversation and the prompt begin with in common is not evaluated again. max_tokens: None (or -1) until the model
+        ends or the context is full. stop: texts that end it, themselves left out. ignore_eos: never sample an ending token. special:
+        write control tokens. sampling: temperature, top_k, top_p, min_p, seed, repeat_penalty ... (SamplingKwargs, llama.cpp's names
+        and defaults).
 
         Raises ArgumentError, TokenizerError, ContextFullError (the prompt does not fit) at once; the iterator can raise BusyError (the
         conversation was used by another call meanwhile), OutOfMemoryError, ClosedError. KeyboardInterrupt leaves everything usable.
@@ -222,7 +224,7 @@ class LLM:
     def reset(self) -> None:
         """Empty the conversation."""
         with self._turns.hold():
-            self._has_logits = False
+            self._forget_logits()
             self.session.remove(0)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -233,20 +235,26 @@ class LLM:
     def load(self, path: str | os.PathLike[str]) -> None:
         """Replace the conversation by a saved one. Raises FileError, FormatError, StateError (another model or other parameters)."""
         with self._turns.hold():
-            self._has_logits = False
+            self._forget_logits()
             self.session.load(path, 0)
 
     # --- inside ------------------------------------------------------------------------------------------------------------------
 
+    def _forget_logits(self) -> None:
+        self._has_logits, self._pending = False, []
+
+    def _check_logits(self) -> None:
+        if not self._has_logits:
+            raise StateError("prompt is None, but the conversation has no logits to go on from; eval() some tokens first")
+
     def _append(self, tokens: Tokens) -> None:
-        self._has_logits = False
+        self._forget_logits()
         self.session.eval(tokens, out=self._logits)
         self._has_logits = True
 
     def _prompt_ids(self, prompt: str | Tokens | None) -> list[int] | None:
         if prompt is None:
-            if not self._has_logits:
-                raise StateError("prompt is None, but the conversation has no logits to go on from; eval() some tokens first")
+            self._check_logits()
             return None
         ids = self.tokenize(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
         if not ids:
@@ -275,7 +283,7 @@ class LLM:
                 break
             keep += 1
         if keep < len(held):
-            self._has_logits = False
+            self._forget_logits()
             self.session.rewind(keep, 0)
         timings.prompt_cached = keep
         self._append(ids[keep:])
@@ -292,8 +300,10 @@ class LLM:
             self.timings = state.timings
             if ids is not None:
                 self._prefill(ids, state.timings)
+            else:
+                self._check_logits()  # again: another call may have come between
             reach = sampler.params.remembers
-            for token in self.session.tokens(0)[-reach if reach > 0 else 0 :] if reach else []:
+            for token in [*self.session.tokens(0), *self._pending][-reach if reach > 0 else 0 :] if reach else []:
                 sampler.accept(token)
             decoder = self.tokenizer.stream(special=special)
             while state.finish_reason is None:
@@ -324,15 +334,16 @@ class LLM:
             state.finish_reason = "length"
             return ""
         start = time.perf_counter()
-        if state.tokens:
+        if self._pending:
             try:
-                self._append(state.tokens[-1:])
+                self._append(self._pending)
             except ContextFullError:
                 state.finish_reason = "length"
                 return ""
         token = sampler.sample(self._logits[0])
         sampler.accept(token)
         state.tokens.append(token)
+        self._pending = [] if self.tokenizer.is_eog(token) else [token]
         state.timings.generated_tokens += 1
         state.timings.generation_seconds += time.perf_counter() - start
         if self.tokenizer.is_eog(token):

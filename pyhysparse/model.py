@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from pyhysparse._ffi import Callback, Handle, check, ffi, lib, new_error, path_bytes, text
-from pyhysparse.errors import ArgumentError
+from pyhysparse.errors import ArgumentError, ClosedError
 from pyhysparse.gguf import GGUFFile
 
 if TYPE_CHECKING:
@@ -137,6 +139,8 @@ class Model:
         self.info: ModelInfo = from_struct(ModelInfo, info)
         self.gguf = GGUFFile.of_model(self.handle)
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+        self._lock = threading.Lock()
+        self._closing = False
 
     @property
     def layers(self) -> list[LayerInfo]:
@@ -158,6 +162,14 @@ class Model:
         plan: MemoryUse = from_struct(MemoryUse, out)
         return plan
 
+    @contextmanager
+    def opening(self) -> Iterator[None]:
+        """While a session is made: close() in another thread waits, so that it knows every session that uses the weights."""
+        with self._lock:
+            if self._closing:
+                raise ClosedError("this model is closed")
+            yield
+
     def adopt(self, session: Session) -> None:
         """Remember a session, which must be closed before the model is."""
         self._sessions.add(session)
@@ -168,9 +180,14 @@ class Model:
 
     def close(self) -> None:
         """Close its sessions and free the weights now."""
-        for session in list(self._sessions):
-            session.close()
-        self.handle.close()
+        with self._lock:
+            self._closing = True
+        try:
+            for session in list(self._sessions):
+                session.close()
+            self.handle.close()
+        finally:
+            self._closing = self.closed
 
     def __enter__(self) -> Model:
         return self

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyhysparse._ffi import Callback, Handle, check, ffi, floats, int32_array, int32_pointer, lib, new_error, path_bytes, text
-from pyhysparse.errors import ArgumentError, CancelledError
+from pyhysparse.errors import ArgumentError, BusyError, CancelledError
 from pyhysparse.model import MemoryUse, Model, from_struct
 
 __all__ = ["Session", "SessionParams"]
@@ -65,22 +65,24 @@ class Session:
     def __init__(self, model: Model, params: SessionParams | None = None) -> None:
         c, keep = (params or SessionParams()).to_c()
         out, error = ffi.new("hs_session **"), new_error()
-        check(lib.hs_session_new(model.handle.pointer, c, out, error), error)
-        del keep
         self.model = model
         self.n_vocab = model.info.n_vocab
-        self._handle = Handle(out[0], lib.hs_session_free, "session", parent=model.handle)
         self._lock = threading.RLock()
+        self._inside = False  # C is running: close() from a callback must not free what it runs on
         self._alive = threading.Lock()  # held while cancel() uses the pointer and while close() frees it
         self._capture: Callback | None = None
         self._cancelled = False
         resolved = ffi.new("hs_session_params *")
-        lib.hs_session_params_get(self._handle.pointer, resolved)
+        with model.opening():
+            check(lib.hs_session_new(model.handle.pointer, c, out, error), error)
+            self._handle = Handle(out[0], lib.hs_session_free, "session", parent=model.handle)
+            lib.hs_session_params_get(self._handle.pointer, resolved)
+            model.adopt(self)
+        del keep
         self.params = SessionParams(
             resolved.n_ctx, resolved.n_seq, resolved.n_batch, resolved.n_ubatch, resolved.n_threads, resolved.n_threads_batch,
             text(resolved.type_k), text(resolved.type_v), resolved.n_checkpoints, bool(resolved.use_ref),
         )  # fmt: skip
-        model.adopt(self)
 
     def eval(
         self,
@@ -119,14 +121,8 @@ class Session:
         return out
 
     def _eval_part(self, ids: NDArray[np.int32], seqs: NDArray[np.int32], flags: NDArray[np.int8], out: NDArray[np.float32]) -> None:
-        error = new_error()
-        code = lib.hs_eval(
-            self._handle.pointer, len(ids), int32_pointer(ids), int32_pointer(seqs), ffi.cast("const int8_t *", flags.ctypes.data),
-            floats(out) if len(out) else ffi.NULL, error,
-        )  # fmt: skip
-        if self._capture is not None:
-            self._capture.reraise()
-        check(code, error)
+        pointers = int32_pointer(ids), int32_pointer(seqs), ffi.cast("const int8_t *", flags.ctypes.data)
+        self._call(lib.hs_eval, len(ids), *pointers, floats(out) if len(out) else ffi.NULL)
 
     def length(self, seq: int = 0) -> int:
         """Tokens that the sequence holds."""
@@ -168,8 +164,14 @@ class Session:
 
     def _call(self, function: Callable[..., int], *args: Any) -> None:
         with self._lock:
-            error = new_error()
-            check(function(self._handle.pointer, *args, error), error)
+            error, nested, self._inside = new_error(), self._inside, True
+            try:
+                code = function(self._handle.pointer, *args, error)
+            finally:
+                self._inside = nested
+            if self._capture is not None:
+                self._capture.reraise()
+            check(code, error)
 
     def cancel(self) -> None:
         """Stop the call that another thread has running: it ends with CancelledError within one graph node."""
@@ -212,12 +214,14 @@ class Session:
         return self._handle.closed
 
     def close(self) -> None:
-        """Free the caches now; a call that another thread has running is cancelled first."""
+        """Free the caches now; a call that another thread has running is cancelled first. BusyError in a callback of this session."""
         with self._alive:
             if self.closed:
                 return
             lib.hs_session_cancel(self._handle.pointer)
         with self._lock, self._alive:
+            if self._inside:
+                raise BusyError("the session cannot be closed by a callback of its own evaluation")
             self._handle.close()
 
     def _checked_seq(self, seq: int) -> None:

@@ -51,6 +51,7 @@ class Tokenizer:
         self.unk_id = special_id(metadata, "unknown_token_id", n_vocab)
         ends = {self.eos_id, self.eot_id, special_id(metadata, "eom_token_id", n_vocab)} - {None}
         ends |= {i for i, content in self._special.items() if content in END_TEXTS}
+        ends |= set(listed_ends(metadata, n_vocab))
         self.eog_ids: frozenset[int] = frozenset(i for i in ends if i is not None)
         if self.eot_id is None:
             self.eot_id = next((i for i, content in self._special.items() if content in ("<|eot_id|>", "<|im_end|>", "<|end|>")), None)
@@ -205,6 +206,18 @@ def special_id(metadata: Mapping[str, Any], name: str, n_vocab: int) -> int | No
     if not 0 <= value < n_vocab:
         raise TokenizerError(f"GGUF key {PREFIX}{name} is {value}; expected an id below the vocabulary size {n_vocab}")
     return value
+
+
+def listed_ends(metadata: Mapping[str, Any], n_vocab: int) -> list[int]:
+    """The ids of `tokenizer.ggml.eog_token_ids` (ours: docs/gguf.md), checked against the vocabulary."""
+    key = PREFIX + "eog_token_ids"
+    ids = metadata.get(key, [])
+    if not isinstance(ids, list) or any(isinstance(i, bool) or not isinstance(i, int) for i in ids):
+        raise TokenizerError(f"GGUF key {key} has type {found_type(ids)}; expected an array of integers")
+    for at, i in enumerate(ids):
+        if not 0 <= i < n_vocab:
+            raise TokenizerError(f"GGUF key {key}[{at}] is {i}; expected an id below the vocabulary size {n_vocab}")
+    return ids
 
 
 def from_huggingface(cls: type[Tokenizer], source: Any, metadata: Mapping[str, Any], n_vocab: int | None) -> Tokenizer:

@@ -112,7 +112,17 @@ def test_continue_from_the_conversation(tiny: LLM) -> None:
     generation = tiny.generate(None, max_tokens=5, **GREEDY)
     generation.read()
     assert generation.tokens == greedy_reference(tiny, ids, 5)
+    further = tiny.generate(None, max_tokens=50, **GREEDY)
+    next(further)
+    further.close()
+    last = tiny.generate(None, max_tokens=3, **GREEDY)
+    last.read()
+    made = generation.tokens + further.tokens + last.tokens
+    assert len(made) < 30 and made == greedy_reference(tiny, ids, len(made))  # no token twice, none left out
+    late = tiny.generate(None, max_tokens=3, **GREEDY)
     tiny.reset()
+    with pytest.raises(errors.StateError, match="no logits"):
+        next(late)
     with pytest.raises(errors.StateError, match="eval"):
         tiny.generate(None)
     with pytest.raises(errors.StateError, match="nothing was evaluated"):
@@ -359,6 +369,10 @@ def test_capture(tiny: LLM) -> None:
         tiny.eval([9])
     tiny.eval([9])
     assert tiny.tokens == [5, 6, 7, 8, 9]
+    with pytest.raises(errors.BusyError, match="callback"), tiny.session.capture(lambda name, values: tiny.close()):
+        tiny.eval([10])  # must not free what it runs on
+    assert not tiny.closed
+    tiny.eval([10])
 
 
 def test_logs(tiny: LLM, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -78,6 +81,52 @@ def test_close_while_another_thread_generates(tiny_path: Path) -> None:
     llm.close()
     thread.join(10)
     assert not thread.is_alive() and ends == ["ClosedError"]
+
+
+def test_close_while_other_threads_make_sessions(tiny_path: Path) -> None:
+    """logits() makes a session of its own each time; close() must not free the model under one that is being made."""
+    ends: list[str] = []
+
+    def work(llm: LLM) -> None:
+        try:
+            while True:
+                llm.logits([1, 2, 3])
+        except errors.HysparseError as error:
+            ends.append(type(error).__name__)
+
+    for i in range(40):
+        llm = LLM(tiny_path, n_ctx=64, n_threads=1)
+        threads = [threading.Thread(target=work, args=(llm,)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        time.sleep(i % 8 * 0.0005)
+        llm.close()
+        for thread in threads:
+            thread.join(10)
+    assert len(ends) == 80 and set(ends) <= {"ClosedError", "CancelledError"}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_process_is_told_instead_of_waiting_for_ever(tiny_path: Path) -> None:
+    """OpenMP's worker threads do not survive fork(): the thread that had them gets an error, a new thread works."""
+    script = (
+        "import os, signal, sys, threading\n"
+        "from pyhysparse import LLM, errors\n"
+        "llm = LLM(sys.argv[1], n_ctx=64, n_threads=2)\n"
+        "llm.eval([1, 2, 3])\n"
+        "if os.fork():\n"
+        "    sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))\n"
+        "signal.alarm(20)\n"
+        "try:\n"
+        "    llm.eval([4])\n"
+        "except errors.StateError as error:\n"
+        "    assert 'forked' in str(error), error\n"
+        "    thread = threading.Thread(target=llm.eval, args=([4],))\n"
+        "    thread.start()\n"
+        "    thread.join()\n"
+        "assert llm.tokens == [1, 2, 3, 4], llm.tokens\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tiny_path)], check=True, timeout=60)
 
 
 def test_the_gil_is_released(tiny: LLM) -> None:

@@ -136,7 +136,14 @@ def test_tiny_vocabulary_works() -> None:
     assert tokenizer.decode(ids) == "abba é" and ids[0] == 258
 
 
+def test_listed_ends() -> None:
+    """Ids that only the file's list names (two of generation_config.json, say) end a reply too."""
+    assert Tokenizer.from_metadata(tiny_metadata(eog_token_ids=[1, 258])).eog_ids == {1, 258}
+
+
 HOSTILE: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "end past the vocabulary": (tiny_metadata(eog_token_ids=[1, 259]), ["eog_token_ids[1]", "259"]),
+    "ends are texts": (tiny_metadata(eog_token_ids=["x"]), ["eog_token_ids", "str", "integers"]),
     "id past the vocabulary": (tiny_metadata(bos_token_id=259), ["bos_token_id", "259"]),
     "negative id": (tiny_metadata(eos_token_id=-7), ["eos_token_id", "-7", "259"]),
     "id is text": (tiny_metadata(eos_token_id="x"), ["eos_token_id", "'x'", "integer"]),
