@@ -59,7 +59,7 @@ def decode(raw: Bytes, dtype: str) -> F32:
 def f32_to_bf16(x: F32) -> npt.NDArray[np.uint16]:
     """Round to nearest even; NaN stays NaN."""
     bits = np.ascontiguousarray(x).view(np.uint32)
-    rounded = ((bits + (((bits >> 16) & 1) + np.uint32(0x7FFF))) >> 16).astype(np.uint16)
+    rounded: npt.NDArray[np.uint16] = ((bits + (((bits >> 16) & 1) + np.uint32(0x7FFF))) >> 16).astype(np.uint16)
     nan = np.isnan(x)
     if nan.any():
         rounded[nan] = 0x7FC0
