@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyhysparse.cli.common import (
+    decode,
     generation_arguments,
     generation_options,
     load_llm,
@@ -90,6 +91,9 @@ class Chat:
                 if self.terminal:
                     write("\n")
                 return
+            except UnicodeDecodeError as error:  # from input()
+                log(f"hysparse: error: that line is not UTF-8 (byte {error.start})")
+                continue
             if not line.strip():
                 continue
             if line.startswith("/"):
@@ -105,12 +109,12 @@ class Chat:
             if self.terminal:
                 line = input("> " if not lines else ". ")
             else:
-                raw = sys.stdin.readline()
+                raw = sys.stdin.buffer.readline()
                 if not raw:
                     if lines:
                         return "\n".join(lines)
                     raise EOFError
-                line = raw.rstrip("\r\n")
+                line = decode(raw, "standard input").rstrip("\r\n")
             if not line.endswith("\\"):
                 return "\n".join([*lines, line])
             lines.append(line[:-1])

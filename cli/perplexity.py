@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 @oracle_options()
 def command(chunks: int, n_ctx: int, **options: Any) -> None:
     """Perplexity of the text of -f FILE (-p, or standard input). Running values go to stderr, the last one to stdout."""
+    if chunks == 0:
+        raise click.BadParameter("0 chunks have no perplexity; expected at least 1, or -1 for all", param_hint="--chunks")
     text = read_prompt(options)
     with load_llm({**options, "n_ctx": n_ctx}, default="demo") as llm:
         total = squares = 0.0

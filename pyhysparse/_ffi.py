@@ -135,17 +135,24 @@ class Callback:
             raise error
 
 
-@ffi.def_extern(error=False)  # type: ignore[untyped-decorator]
+def keep_error(kind: Any, error: BaseException, trace: Any) -> None:
+    """What is raised outside Callback.call(): a signal that came while C ran (Ctrl-C) is handled as soon as the function below begins."""
+    user = None if trace is None else trace.tb_frame.f_locals.get("user")
+    if user is not None:
+        ffi.from_handle(user).error = error
+
+
+@ffi.def_extern(error=False, onerror=keep_error)  # type: ignore[untyped-decorator]
 def hs_py_progress(fraction: float, user: Any) -> bool:
     return bool(ffi.from_handle(user).call(fraction))
 
 
-@ffi.def_extern(error=False)  # type: ignore[untyped-decorator]
+@ffi.def_extern(error=False, onerror=keep_error)  # type: ignore[untyped-decorator]
 def hs_py_quantize_progress(done: int, total: int, tensor: Any, user: Any) -> bool:
     return bool(ffi.from_handle(user).call(done, total, text(tensor)))
 
 
-@ffi.def_extern(error=False)  # type: ignore[untyped-decorator]
+@ffi.def_extern(error=False, onerror=keep_error)  # type: ignore[untyped-decorator]
 def hs_py_capture(name: Any, ne: Any, data: Any, user: Any) -> bool:
     shape = tuple(int(ne[i]) for i in (3, 2, 1, 0))  # ggml's ne[0] is the contiguous dimension: numpy's last
     count = shape[0] * shape[1] * shape[2] * shape[3]

@@ -59,6 +59,7 @@ def test_one_line(arguments: list[str], words: str, run: Callable[..., Any], tin
         ["run", "-p", "x", "--oracle-layers", "a,b"],
         ["convert", "x"],
         ["perplexity", "-ctk", "q9"],
+        ["perplexity", "-m", "a", "-p", "x", "--chunks", "0"],
         ["chat", "-st"],
         ["inspect"],
         ["quantize", "a"],
@@ -67,6 +68,13 @@ def test_one_line(arguments: list[str], words: str, run: Callable[..., Any], tin
 def test_wrong_usage(arguments: list[str], run: Callable[..., Any]) -> None:
     result = run(*arguments)
     assert result.code == 2 and result.out == "" and "Usage:" in result.err
+
+
+def test_chat_refuses_bytes_that_are_not_text(tiny_path: Path) -> None:
+    command = [*COMMAND, "chat", "-m", str(tiny_path), "-n", "2"]
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(command, input=b"\xff\xfe hi\n", capture_output=True, timeout=60, check=False, env=environment)
+    assert (done.returncode, done.stdout, done.stderr) == (1, b"", b"hysparse: error: standard input is not UTF-8 (byte 0)\n")
 
 
 def test_help_is_quick_and_needs_no_libraries(spawn: Callable[..., Any]) -> None:

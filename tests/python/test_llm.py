@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -373,6 +374,26 @@ def test_capture(tiny: LLM) -> None:
         tiny.eval([10])  # must not free what it runs on
     assert not tiny.closed
     tiny.eval([10])
+
+
+def test_a_signal_while_c_runs_is_raised_as_it_is(tiny: LLM, capfd: pytest.CaptureFixture[str]) -> None:
+    """Python handles it at the first line of the next callback: it must end the call and come out, not become a traceback on stderr."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for _ in range(10):
+            with pytest.raises(KeyboardInterrupt), tiny.session.capture(lambda name, values: None):
+                signal.setitimer(signal.ITIMER_REAL, 0.02)
+                while True:
+                    tiny.session.remove(0)
+                    tiny.session.eval([5, 6, 7] * 20)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert capfd.readouterr().err == ""
 
 
 def test_logs(tiny: LLM, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> None:
