@@ -24,7 +24,9 @@ void hs_kv_bytes(const struct hs_layer_plan * plan, const struct hs_kv_shape * s
     memset(out, 0, sizeof *out);
     const uint64_t align = ggml_backend_buft_get_alignment(buft);
     out->n_pages = pages_for(s->n_ctx, plan->page_size);
-    out->ring_size = plan->window ? plan->window - 1 + s->n_ubatch : 0;
+    for (int32_t il = 0; il < plan->n_layer; il++) { // a forced window (oracle mode) lies in pages: no ring, nothing to restore on a rewind
+        if (plan->layers[il].owns_ring) out->ring_size = plan->window - 1 + s->n_ubatch;
+    }
     for (int32_t il = 0; il < plan->n_layer; il++) {
         const struct hs_layer * l = &plan->layers[il];
         for (int is_v = 0; is_v < 2; is_v++) {

@@ -65,6 +65,16 @@ def test_splits_and_rewind(options: dict[str, Any], checkpoints: Checkpoints) ->
         assert_close(session.eval(TOKENS[70:], 1), whole[70:], 1e-6)
 
 
+def test_rewind_evaluates_nothing(checkpoints: Checkpoints) -> None:
+    """Everything lies in pages, the forced window too: nothing has to be recomputed, however far back."""
+    nodes: list[str] = []
+    with opened(to_gguf(checkpoints("llama")), oracle=OPTIONS["blocks of 16"], n_checkpoints=0) as session:
+        session.eval(TOKENS)
+        session.capture(lambda name, values: nodes.append(name))
+        session.rewind(10)
+    assert not nodes
+
+
 def test_off_by_default(checkpoints: Checkpoints) -> None:
     checkpoint = checkpoints("llama")
     model = Model(to_gguf(checkpoint))
