@@ -164,8 +164,9 @@ class Session:
 
     def _call(self, function: Callable[..., int], *args: Any) -> None:
         with self._lock:
-            error, nested, self._inside = new_error(), self._inside, True
+            error, nested = new_error(), self._inside
             try:
+                self._inside = True
                 code = function(self._handle.pointer, *args, error)
             finally:
                 self._inside = nested

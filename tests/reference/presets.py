@@ -69,4 +69,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     "moe_groups": {**_moe(7, n_routed_experts=16, num_experts_per_tok=4, n_group=4, topk_group=2, routed_scaling_factor=2.5)},
     "moe_shared": {**_moe(7, scoring_func="softmax", n_shared_experts=2)},
     "moe_softmax": {**_moe(7, scoring_func="softmax", norm_topk_prob=False, num_experts_per_tok=3, routed_scaling_factor=1.5)},
+    "moe_512": {"num_hidden_layers": 3, "layer_types": [FULL, SPARSE, FULL],
+                **_moe(3, n_routed_experts=512, num_experts_per_tok=8, n_group=8, topk_group=3, scoring_func="softmax")},
 }
