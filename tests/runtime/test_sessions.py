@@ -199,6 +199,23 @@ def test_load_of_a_missing_file(path: Path, tmp_path: Path) -> None:
         assert session.length() == 0  # "on failure the sequence is empty"
 
 
+def test_load_of_more_tokens_than_the_context_holds(path: Path, tmp_path: Path) -> None:
+    file = tmp_path / "sequence.session"
+    with opened(path) as session:
+        session.eval(PROMPT[:130])
+        session.save(file)
+    with opened(path, n_ctx=64) as session:
+        with pytest.raises(errors.ContextFullError, match="holds 130 tokens, more than n_ctx 64"):
+            session.load(file)
+        check_continuation(session, [], PROMPT[:20], path)
+    with opened(path, n_ctx=144, n_seq=2) as session:  # the context would do, but the other sequence has most of it
+        session.eval(OTHER[:100], 0)
+        with pytest.raises(errors.ContextFullError, match="sequence 1"):
+            session.load(file, 1)
+        assert session.length(1) == 0
+        check_continuation(session, OTHER[:100], OTHER[100:110], path)
+
+
 @pytest.mark.parametrize("damage", ["short", "empty", "magic", "long"])
 def test_load_refuses_a_damaged_file(damage: str, checkpoints: Checkpoints, tmp_path: Path) -> None:
     file, path = tmp_path / "sequence.session", to_gguf(checkpoints("dense"))
