@@ -83,7 +83,7 @@ def comparisons(which: list[str], folder: Path, quick: bool) -> list[Comparison]
 
 
 def climb(workers: dict[str, Worker], c: Comparison, rounds: int, n_decode: int) -> dict[str, Any]:
-    """Measure: {depth: {engine: {"prompt": s, "pp": [s a round], "tg": [s a round], "bytes": n}}}, and "nmse": logit_errors at the first."""
+    """{depth: {engine: {"prompt": s, "pp": [s a round], "tg": [s a round], "bytes": n}}}, and "nmse": logit_errors at the first depth."""
     random = np.random.default_rng(1)
     tokens = random.integers(0, c.n_vocab, max(c.depths) + SLICE, dtype=np.int32)
     out: dict[str, Any] = {}
