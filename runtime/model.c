@@ -23,8 +23,16 @@ static int compute_fingerprint(struct hs_model * m, hs_error * err) {
     uint64_t h = 0xcbf29ce484222325ull;
     const struct hs_hparams * hp = &m->hp;
     const int32_t ints[] = { hp->arch, hp->n_layer, hp->n_embd, hp->n_vocab, m->plan.window, m->plan.block_size, m->plan.top_k, m->plan.page_size };
-    const float floats[] = { hp->rms_eps, hp->value_scale, hp->rope[0].freq_base, hp->rope[1].freq_base, hp->rope[2].freq_base, hp->rope[0].freq_scale };
+    const float floats[] = { hp->rms_eps, hp->value_scale, hp->rope[0].freq_base, hp->rope[1].freq_base, hp->rope[2].freq_base };
     h = hash_bytes(hash_bytes(h, ints, sizeof ints), floats, sizeof floats);
+    for (int r = 0; r < HS_ROPE_COUNT; r++) {
+        const struct hs_rope * q = &hp->rope[r];
+        const float rope[] = { (float) q->n_rot, q->freq_scale, q->ext_factor, q->attn_factor, q->beta_fast, q->beta_slow, (float) q->n_ctx_orig };
+        h = hash_bytes(h, rope, sizeof rope);
+    }
+    const struct hs_moe_hparams * e = &hp->moe;
+    const int32_t moe[] = { e->n_expert_used, e->n_group, e->n_group_used, e->gating, e->norm_weights };
+    h = hash_bytes(hash_bytes(h, moe, sizeof moe), &e->weight_scale, sizeof e->weight_scale);
     for (int32_t il = 0; il < hp->n_layer; il++) {
         const struct hs_layer * l = &m->plan.layers[il];
         const int32_t row[] = { (int32_t) l->kind, l->kv_source, l->selection_source, (int32_t) l->local, (int32_t) l->gate, l->n_head, l->n_head_kv, l->head_dim_k, l->head_dim_v };
@@ -104,7 +112,7 @@ static int check_vocab(struct hs_model * m, hs_error * err) {
 // SmolLM2-135M, the demo: the calibrated list of SPEC 5 stands here because its file was made elsewhere and has none.
 static void demo_oracle_list(struct hs_hparams * hp) {
     static const int32_t list[] = {0, 3, 7, 8, 14, 18, 20, 23};
-    if (hp->n_oracle_layers || hp->arch != HS_ARCH_LLAMA || hp->n_layer != 30 || hp->n_embd != 576 || hp->n_head[0] != 9 || hp->n_head_kv[0] != 3) return;
+    if (hp->n_oracle_layers || hp->arch != HS_ARCH_LLAMA || hp->n_layer != 30 || hp->n_embd != 576 || hp->n_ctx_train != 8192 || hp->n_head[0] != 9 || hp->n_head_kv[0] != 3) return;
     memcpy(hp->oracle_layers, list, sizeof list);
     hp->n_oracle_layers = (int32_t) (sizeof list / sizeof *list);
 }

@@ -239,6 +239,12 @@ int hs_session_eval(struct hs_session * s, int32_t n, const int32_t * tokens, co
     return HS_OK;
 }
 
+// The tokens are appended whether or not their rings can be saved: without a checkpoint a later rewind only recomputes more.
+void hs_session_checkpoint(struct hs_session * s, int32_t seq) {
+    hs_error err;
+    if (hs_kv_checkpoint(&s->kv, seq, &err) != HS_OK) hs_log(3, "%s\n", err.message);
+}
+
 int hs_eval(hs_session * s, int32_t n, const int32_t * tokens, const int32_t * seq, const int8_t * want, float * logits, hs_error * err) {
     HS_TRY(check_batch(s, n, tokens, seq, want, logits, err));
     HS_TRY(hs_session_enter(s, err));
@@ -248,7 +254,7 @@ int hs_eval(hs_session * s, int32_t n, const int32_t * tokens, const int32_t * s
     for (int32_t q = 0; q < s->params.n_seq && rc == HS_OK; q++) {
         int32_t mine = 0;
         for (int32_t i = 0; i < n && mine < 2; i++) mine += (seq ? seq[i] : 0) == q;
-        if (mine > 1) rc = hs_kv_checkpoint(&s->kv, q, err);
+        if (mine > 1) hs_session_checkpoint(s, q);
     }
     hs_session_leave(s);
     return rc == HS_OK ? hs_ok(err) : rc;

@@ -41,3 +41,5 @@ int  hs_check_seq(const struct hs_session * s, int32_t seq, hs_error * err);
 
 // hs_eval without entering and leaving.
 int hs_session_eval(struct hs_session * s, int32_t n, const int32_t * tokens, const int32_t * seq, const int8_t * want, float * logits, hs_error * err);
+// Save the rings of a sequence if there is memory for it.
+void hs_session_checkpoint(struct hs_session * s, int32_t seq);

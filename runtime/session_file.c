@@ -187,7 +187,8 @@ static int load_body(struct hs_session * s, int32_t seq, struct stream * st, con
         hs_kv_commit(&s->kv, seq, tokens, h->len);
         if (s->kv.ring_size) hs_kv_rings_write(&s->kv, seq, h->len, rings);
     }
-    return hs_kv_checkpoint(&s->kv, seq, err);
+    hs_session_checkpoint(s, seq);
+    return HS_OK;
 }
 
 static int load(struct hs_session * s, int32_t seq, const char * path, hs_error * err) {

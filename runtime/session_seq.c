@@ -45,7 +45,7 @@ static int rewind_to(struct hs_session * s, int32_t seq, int32_t n, hs_error * e
     if (again > 0) {
         hs_log(1, "rewind: recomputing %d tokens from position %d\n", again, from);
         rc = hs_session_eval(s, again, tokens, seqs, NULL, NULL, err);
-        if (rc == HS_OK) rc = hs_kv_checkpoint(kv, seq, err);
+        if (rc == HS_OK) hs_session_checkpoint(s, seq);
     }
     free(tokens);
     free(seqs);
