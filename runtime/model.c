@@ -5,48 +5,42 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "hash.h"
 #include "status.h"
 
 hs_model_params hs_model_default_params(void) {
     return (hs_model_params) { .use_mmap = true, .repack = true };
 }
 
-// FNV-1a: a checksum for telling models apart, not for security.
-static uint64_t hash_bytes(uint64_t h, const void * data, size_t n) {
-    const uint8_t * p = data;
-    for (size_t i = 0; i < n; i++) h = (h ^ p[i]) * 0x100000001b3ull;
-    return h;
-}
-
 // Hyperparameters, plan and tensor table, plus the first bytes of each tensor: two fine-tunes of one shape differ.
 static int compute_fingerprint(struct hs_model * m, hs_error * err) {
-    uint64_t h = 0xcbf29ce484222325ull;
+    uint64_t h = HS_HASH_INIT;
     const struct hs_hparams * hp = &m->hp;
     const int32_t ints[] = { hp->arch, hp->n_layer, hp->n_embd, hp->n_vocab, m->plan.window, m->plan.block_size, m->plan.top_k, m->plan.page_size };
     const float floats[] = { hp->rms_eps, hp->value_scale, hp->rope[0].freq_base, hp->rope[1].freq_base, hp->rope[2].freq_base };
-    h = hash_bytes(hash_bytes(h, ints, sizeof ints), floats, sizeof floats);
+    h = hs_hash(hs_hash(h, ints, sizeof ints), floats, sizeof floats);
     for (int r = 0; r < HS_ROPE_COUNT; r++) {
         const struct hs_rope * q = &hp->rope[r];
         const float rope[] = { (float) q->n_rot, q->freq_scale, q->ext_factor, q->attn_factor, q->beta_fast, q->beta_slow, (float) q->n_ctx_orig };
-        h = hash_bytes(h, rope, sizeof rope);
+        h = hs_hash(h, rope, sizeof rope);
     }
     const struct hs_moe_hparams * e = &hp->moe;
     const int32_t moe[] = { e->n_expert_used, e->n_group, e->n_group_used, e->gating, e->norm_weights };
-    h = hash_bytes(hash_bytes(h, moe, sizeof moe), &e->weight_scale, sizeof e->weight_scale);
+    h = hs_hash(hs_hash(h, moe, sizeof moe), &e->weight_scale, sizeof e->weight_scale);
     for (int32_t il = 0; il < hp->n_layer; il++) {
         const struct hs_layer * l = &m->plan.layers[il];
         const int32_t row[] = { (int32_t) l->kind, l->kv_source, l->selection_source, (int32_t) l->local, (int32_t) l->gate, l->n_head, l->n_head_kv, l->head_dim_k, l->head_dim_v };
-        h = hash_bytes(h, row, sizeof row);
+        h = hs_hash(h, row, sizeof row);
     }
     for (int64_t i = 0; i < hs_gguf_n_tensors(m->gguf); i++) {
         const struct hs_gguf_tensor * t = hs_gguf_tensor_at(m->gguf, i);
         uint8_t head[64];
         const uint64_t n = t->size < sizeof head ? t->size : sizeof head;
         HS_TRY(hs_gguf_read_tensor(m->gguf, t, 0, n, head, err));
-        h = hash_bytes(h, t->name, strlen(t->name));
-        h = hash_bytes(h, &t->type, sizeof t->type);
-        h = hash_bytes(h, t->ne, sizeof t->ne);
-        h = hash_bytes(h, head, (size_t) n);
+        h = hs_hash(h, t->name, strlen(t->name));
+        h = hs_hash(h, &t->type, sizeof t->type);
+        h = hs_hash(h, t->ne, sizeof t->ne);
+        h = hs_hash(h, head, (size_t) n);
     }
     m->fingerprint = h;
     return HS_OK;

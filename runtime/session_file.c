@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "hash.h"
 #include "session.h"
 #include "status.h"
 
@@ -27,22 +28,16 @@ struct file_header {
 
 struct stream { FILE * f; uint64_t hash; bool failed; };
 
-static uint64_t fnv(uint64_t h, const void * data, size_t n) {
-    const uint8_t * p = data;
-    for (size_t i = 0; i < n; i++) h = (h ^ p[i]) * 0x100000001b3ull;
-    return h;
-}
-
 static void put(struct stream * st, const void * data, size_t n) {
     if (st->failed || n == 0) return;
-    st->hash = fnv(st->hash, data, n);
+    st->hash = hs_hash(st->hash, data, n);
     st->failed = fwrite(data, 1, n, st->f) != n;
 }
 
 static void get(struct stream * st, void * data, size_t n) {
     if (st->failed || n == 0) return;
     st->failed = fread(data, 1, n, st->f) != n;
-    if (!st->failed) st->hash = fnv(st->hash, data, n);
+    if (!st->failed) st->hash = hs_hash(st->hash, data, n);
 }
 
 // --- pages <-> stream: each KV head's rows of the sequence in position order, page by page -----------------------------------------------
@@ -91,7 +86,7 @@ static struct file_header expected_header(const struct hs_session * s, int32_t l
 
 static int write_file(struct hs_session * s, int32_t seq, FILE * f, uint8_t * rings) {
     const int32_t len = s->kv.seq[seq].len;
-    struct stream st = { .f = f, .hash = 0xcbf29ce484222325ull };
+    struct stream st = { .f = f, .hash = HS_HASH_INIT };
     const struct file_header h = expected_header(s, len);
     put(&st, &h, sizeof h);
     put(&st, s->kv.seq[seq].tokens, (size_t) len * sizeof(int32_t));
@@ -194,7 +189,7 @@ static int load_body(struct hs_session * s, int32_t seq, struct stream * st, con
 static int load(struct hs_session * s, int32_t seq, const char * path, hs_error * err) {
     struct file_header h;
     struct stat info;
-    struct stream st = { .f = fopen(path, "rb"), .hash = 0xcbf29ce484222325ull };
+    struct stream st = { .f = fopen(path, "rb"), .hash = HS_HASH_INIT };
     int32_t * tokens = NULL;
     uint8_t * rings = NULL;
     int rc = HS_OK;

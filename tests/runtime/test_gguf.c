@@ -7,20 +7,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "check.h"
 #include "gguf_read.h"
 #include "status.h"
-
-static int n_checks, n_failed;
-
-#define CHECK(cond, ...) do {                                                          \
-    n_checks++;                                                                        \
-    if (!(cond)) {                                                                     \
-        n_failed++;                                                                    \
-        fprintf(stderr, "%s:%d: %s: ", __FILE__, __LINE__, #cond);                     \
-        fprintf(stderr, __VA_ARGS__);                                                  \
-        fputc('\n', stderr);                                                           \
-    }                                                                                  \
-} while (0)
 
 // A file in the making.
 struct file { uint8_t bytes[8192]; size_t size; uint64_t n_tensors, n_kv; };

@@ -8,21 +8,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "check.h"
 #include "gguf_write.h"
 #include "hysparse.h"
 
-static int n_checks, n_failed;
 static char dir[] = "/tmp/hs-quantize-XXXXXX";
-
-#define CHECK(cond, ...) do {                                                          \
-    n_checks++;                                                                        \
-    if (!(cond)) {                                                                     \
-        n_failed++;                                                                    \
-        fprintf(stderr, "%s:%d: %s: ", __FILE__, __LINE__, #cond);                     \
-        fprintf(stderr, __VA_ARGS__);                                                  \
-        fputc('\n', stderr);                                                           \
-    }                                                                                  \
-} while (0)
 
 static const char * at(const char * name) {
     static char paths[8][256];

@@ -1,22 +1,11 @@
 // The sampler through its public calls: every step on distributions small enough to work out by hand, the chain's order, drawing, history, bad input.
+#include "check.h"
 #include "hysparse.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-static int n_checks, n_failed;
-
-#define CHECK(cond, ...) do {                                                          \
-    n_checks++;                                                                        \
-    if (!(cond)) {                                                                     \
-        n_failed++;                                                                    \
-        fprintf(stderr, "%s:%d: %s: ", __FILE__, __LINE__, #cond);                     \
-        fprintf(stderr, __VA_ARGS__);                                                  \
-        fputc('\n', stderr);                                                           \
-    }                                                                                  \
-} while (0)
 
 // A sampler that does nothing but draw: each test switches on what it is about.
 static hs_sampler_params plain(void) {
