@@ -26,7 +26,7 @@ static const char usage[] =
     "  -c NAME      only the case of this name, as printed for a failure\n"
     "  -b BACKEND   a ggml backend device, default CPU\n"
     "  -t N         threads; default for test: 1, 2, 3 and 4 (the nodes are made for 3), for perf: 2\n"
-    "  --level L    CPU instruction set: scalar, avx2, avx512, neon; default for test: all that this machine has, for perf: the best\n"
+    "  --level L    CPU instruction set: scalar, avx2, avx512, avx512vnni, neon; default for test: all that this machine has, for perf: the best\n"
     "  --plant      test the test: spoil every right result in several ways; each must be noticed\n"
     "  -v           print every case\n";
 

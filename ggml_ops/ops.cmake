@@ -12,10 +12,13 @@ target_link_libraries(hs_ops PUBLIC ggml-base ggml-cpu m PRIVATE hysparse_flags)
 
 # The attention engine once per instruction set, chosen at run time: these files, and only they, may use more than the baseline.
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64|i[3-6]86)$")
-    target_sources(hs_ops PRIVATE ${HS_OPS_DIR}/cpu/level_avx2.c ${HS_OPS_DIR}/cpu/level_avx512.c)
+    target_sources(hs_ops PRIVATE ${HS_OPS_DIR}/cpu/level_avx2.c ${HS_OPS_DIR}/cpu/level_avx512.c
+        ${HS_OPS_DIR}/cpu/level_avx512vnni.c)
     set_source_files_properties(${HS_OPS_DIR}/cpu/level_avx2.c PROPERTIES COMPILE_OPTIONS "-mavx2;-mfma;-mf16c")
     set_source_files_properties(${HS_OPS_DIR}/cpu/level_avx512.c PROPERTIES
         COMPILE_OPTIONS "-mavx512f;-mavx512bw;-mavx512dq;-mavx512vl;-mavx2;-mfma;-mf16c")
+    set_source_files_properties(${HS_OPS_DIR}/cpu/level_avx512vnni.c PROPERTIES
+        COMPILE_OPTIONS "-mavx512f;-mavx512bw;-mavx512dq;-mavx512vl;-mavx512vnni;-mavx2;-mfma;-mf16c")
 elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64|ARM64)$")
     target_sources(hs_ops PRIVATE ${HS_OPS_DIR}/cpu/level_neon.c)
 endif()

@@ -6,7 +6,7 @@
 #if defined(__x86_64__) || defined(__i386__)
 #include <cpuid.h>
 #define HS_X86
-extern const struct hs_cpu_level hs_cpu_level_avx2, hs_cpu_level_avx512;
+extern const struct hs_cpu_level hs_cpu_level_avx2, hs_cpu_level_avx512, hs_cpu_level_avx512vnni;
 #elif defined(__aarch64__)
 extern const struct hs_cpu_level hs_cpu_level_neon;
 #endif
@@ -26,11 +26,15 @@ static bool has_avx512(void) {
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512vl");
 }
+
+static bool has_avx512vnni(void) {
+    return has_avx512() && __builtin_cpu_supports("avx512vnni");
+}
 #endif
 
 // Level i that this machine can run, lowest first; NULL behind the last.
 static const struct hs_cpu_level * level_at(int i) {
-    const struct hs_cpu_level * found[4];
+    const struct hs_cpu_level * found[5];
     int n = 0;
     found[n++] = &hs_cpu_level_scalar;
 #if defined(HS_X86)
@@ -39,6 +43,9 @@ static const struct hs_cpu_level * level_at(int i) {
     }
     if (has_avx512()) {
         found[n++] = &hs_cpu_level_avx512;
+    }
+    if (has_avx512vnni()) {
+        found[n++] = &hs_cpu_level_avx512vnni;
     }
 #elif defined(__aarch64__)
     found[n++] = &hs_cpu_level_neon;
