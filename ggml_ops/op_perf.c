@@ -1,135 +1,239 @@
-// Timing: the 7B's attention shape (32 query heads, 8 KV heads, 128 wide), decode and prefill.
 #include "op_perf.h"
 
 #include "ggml-cpu.h"
+#include "op_floor.h"
+#include "op_perf_node.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
-#define REPEATS_MIN 3
-#define REPEATS_MAX 15
-#define BUDGET_US 1000000.0 // no more repeats after this
+#define NODES_MAX 8
+#define SPEC_MAX 96
+#define SAMPLE_US 20000.0
+
+static const char * const default_groups[] = {
+    "full f16 32/8x128 1@4096 | full-noscores f16 32/8x128 1@4096 | flash f16 32/8x128 1@4096",
+    "full q8_0 32/8x128 1@4096 | full-noscores q8_0 32/8x128 1@4096 | flash q8_0 32/8x128 1@4096",
+    "full f16 32/8x128 1@32768 | flash f16 32/8x128 1@32768",
+    "full f16 32/8x128 512@4096 | full-noscores f16 32/8x128 512@4096 | flash f16 32/8x128 512@4096",
+    "sparse f16 32/8x128 1@4096 | sparse f16 32/8x128 1@65536",
+    "full f16 32/8x128 512@16384 | sparse f16 32/8x128 512@16384 | sparse-random f16 32/8x128 512@16384",
+    "select f32 32/8x128 1@32768",
+    "window f16 32/8x128 1@4096",
+};
+
+struct group {
+    struct hs_perf_node node[NODES_MAX];
+    char spec[NODES_MAX][SPEC_MAX];
+    double * us[NODES_MAX]; // [rounds]
+    int repeats[NODES_MAX], n;
+};
 
 static int by_value(const void * a, const void * b) {
     const double x = *(const double *) a, y = *(const double *) b;
     return (x > y) - (x < y);
 }
 
-// Median time of a graph in microseconds.
-static double time_graph(ggml_backend_t backend, struct ggml_cgraph * graph) {
-    double t[REPEATS_MAX], spent = 0.0;
-    int n = 0;
-    ggml_backend_graph_compute(backend, graph);
-    for (; n < REPEATS_MAX && (n < REPEATS_MIN || spent < BUDGET_US); n++) {
-        const int64_t start = ggml_time_us();
-        ggml_backend_graph_compute(backend, graph);
-        t[n] = (double) (ggml_time_us() - start);
-        spent += t[n];
+static double median(const double * x, int n) {
+    double * sorted = malloc((size_t) n * sizeof(*x));
+    if (!sorted) {
+        return NAN;
     }
-    qsort(t, (size_t) n, sizeof(t[0]), by_value);
-    return t[n / 2];
+    memcpy(sorted, x, (size_t) n * sizeof(*x));
+    qsort(sorted, (size_t) n, sizeof(*x), by_value);
+    const double m = 0.5 * (sorted[(n - 1) / 2] + sorted[n / 2]);
+    free(sorted);
+    return m;
 }
 
-// Keys that the queries of a case see, summed over queries.
-static double visible_keys(const struct hs_case * c) {
-    double n = 0.0;
-    for (int i = 0; i < c->fresh[0]; i++) {
-        const double t = c->past[0] + i + 1, selected = (double) c->top_k * c->block;
-        n += c->op == HS_OP_ATTN_WINDOW ? fmin(t, c->window) : c->op == HS_OP_ATTN_SPARSE ? fmin(t, selected) + fmin(t, c->window) : t;
+// Mean microseconds of n runs; NAN: the backend failed.
+static double mean_us(ggml_backend_t backend, struct ggml_cgraph * graph, int n) {
+    const int64_t start = ggml_time_us();
+    for (int i = 0; i < n; i++) {
+        if (ggml_backend_graph_compute(backend, graph) != GGML_STATUS_SUCCESS) {
+            return NAN;
+        }
     }
-    return n;
+    return (double) (ggml_time_us() - start) / n;
 }
 
-static void print_line(const char * name, const struct hs_case * c, double us) {
-    const double keys = visible_keys(c), bytes = keys / c->fresh[0] * c->n_head_kv *
-        (double) (ggml_row_size(c->type_k, c->d_qk) + ggml_row_size(c->type_v, c->d_v));
-    printf("%-44s %10.0f us", name, us);
-    if (c->op == HS_OP_SELECT_BLOCKS) { // neither K and V nor products
-        printf("  %7.1f ns a row", 1e3 * us / ((double) c->fresh[0] * c->n_head_kv));
-    } else if (c->fresh[0] == 1) {
-        printf("  %7.1f GB/s of K and V", bytes / us * 1e-3);
-    } else {
-        printf("  %7.1f GFLOP/s", 2.0 * keys * c->n_head * (c->d_qk + c->d_v) / us * 1e-3);
+// "A | B" to nodes; false: *error says what is wrong.
+static bool make_group(struct group * g, ggml_backend_t backend, const char * text, const struct hs_perf_options * o, const char ** error) {
+    *error = "out of memory";
+    while (*text) {
+        const size_t len = strcspn(text, "|"), lead = strspn(text, " ");
+        size_t end = len;
+        while (end > lead && text[end - 1] == ' ') {
+            end--;
+        }
+        if (g->n == NODES_MAX || end <= lead || end - lead >= SPEC_MAX) {
+            *error = "expected 1 to 8 specs with | between them";
+            return false;
+        }
+        struct hs_perf_spec spec;
+        memcpy(g->spec[g->n], text + lead, end - lead);
+        if (!hs_perf_parse(g->spec[g->n], &spec)) {
+            *error = "expected specs as 'full f16 32/8x128 1@4096': kind, type, query/KV heads x head dim, queries@keys";
+            return false;
+        }
+        g->n++;
+        g->us[g->n - 1] = calloc((size_t) o->rounds, sizeof(double));
+        if (!g->us[g->n - 1]) {
+            return false;
+        }
+        if (!hs_perf_build(&g->node[g->n - 1], backend, &spec, o->threads, g->node, g->n - 1)) {
+            *error = g->node[g->n - 1].error;
+            return false;
+        }
+        text += len + (text[len] == '|');
     }
-    printf("\n");
-    fflush(stdout);
+    return g->n > 0;
 }
 
-// ggml_flash_attn_ext on the same numbers of heads, keys and queries (contiguous cache, causal mask for more than one query).
-static void time_ggml(ggml_backend_t backend, const struct hs_case * c) {
-    const int64_t n_kv = c->past[0] + c->fresh[0], n_tokens = c->fresh[0];
-    const struct ggml_init_params ip = { 32 * ggml_tensor_overhead() + ggml_graph_overhead(), NULL, true };
-    struct ggml_context * ctx = ggml_init(ip);
-    if (!ctx) {
-        return;
+static void free_group(struct group * g) {
+    for (int i = g->n - 1; i >= 0; i--) {
+        hs_perf_free(&g->node[i]);
+        free(g->us[i]);
     }
-    struct ggml_tensor * q = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, c->d_qk, n_tokens, c->n_head);
-    struct ggml_tensor * k = ggml_new_tensor_3d(ctx, c->type_k, c->d_qk, n_kv, c->n_head_kv);
-    struct ggml_tensor * v = ggml_new_tensor_3d(ctx, c->type_v, c->d_v, n_kv, c->n_head_kv);
-    struct ggml_tensor * mask = n_tokens > 1 ? ggml_new_tensor_2d(ctx, GGML_TYPE_F16, n_kv, n_tokens) : NULL;
-    struct ggml_tensor * out = ggml_flash_attn_ext(ctx, q, k, v, mask, 1.0f / sqrtf((float) c->d_qk), 0.0f, 0.0f);
-    struct ggml_cgraph * graph = ggml_new_graph(ctx);
-    ggml_build_forward_expand(graph, out);
-    ggml_backend_buffer_t buffer = ggml_backend_alloc_ctx_tensors(ctx, backend);
-    ggml_fp16_t * m = mask ? malloc(ggml_nbytes(mask)) : NULL;
-    if (buffer && (!mask || m)) {
-        ggml_backend_buffer_clear(buffer, 0);
-        for (int64_t i = 0; i < n_tokens && mask; i++) {
-            for (int64_t j = 0; j < n_kv; j++) {
-                m[i * n_kv + j] = ggml_fp32_to_fp16(j <= c->past[0] + i ? 0.0f : -INFINITY);
+}
+
+// All rounds. What a run of another node pushed out of the caches comes back in one run that does not count.
+static bool time_group(struct group * g, ggml_backend_t backend, int rounds) {
+    for (int i = 0; i < g->n; i++) {
+        mean_us(backend, g->node[i].graph, 1); // memory, threads
+        const double us = mean_us(backend, g->node[i].graph, 1);
+        g->repeats[i] = us < SAMPLE_US ? (int) ceil(SAMPLE_US / fmax(us, 1.0)) : 1;
+    }
+    for (int r = 0; r < rounds; r++) {
+        for (int x = 0; x < g->n; x++) {
+            const int i = r % 2 ? g->n - 1 - x : x;
+            if (g->repeats[i] > 1) {
+                mean_us(backend, g->node[i].graph, 1);
+            }
+            g->us[i][r] = mean_us(backend, g->node[i].graph, g->repeats[i]);
+            if (isnan(g->us[i][r])) {
+                return false;
             }
         }
-        if (mask) {
-            ggml_backend_tensor_set(mask, m, 0, ggml_nbytes(mask));
-        }
-        print_line("  ggml_flash_attn_ext, same shape", c, time_graph(backend, graph));
     }
-    free(m);
-    ggml_backend_buffer_free(buffer);
-    ggml_free(ctx);
+    return true;
 }
 
-int hs_perf(ggml_backend_t backend, int threads, const regex_t * only) {
-    static const struct { enum hs_op_id op; int past, fresh; } shapes[] = {
-        { HS_OP_ATTN_FULL, 1023, 1 }, { HS_OP_ATTN_FULL, 4095, 1 }, { HS_OP_ATTN_FULL, 16383, 1 }, { HS_OP_ATTN_FULL, 0, 512 },
-        { HS_OP_ATTN_FULL, 3584, 512 },
-        { HS_OP_SELECT_BLOCKS, 16383, 1 }, { HS_OP_SELECT_BLOCKS, 3584, 512 },
-        { HS_OP_ATTN_SPARSE, 4095, 1 }, { HS_OP_ATTN_SPARSE, 16383, 1 }, { HS_OP_ATTN_SPARSE, 3584, 512 },
-        { HS_OP_ATTN_WINDOW, 4095, 1 }, { HS_OP_ATTN_WINDOW, 3584, 512 },
-    };
-    static const enum ggml_type types[] = { GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_F32 };
+// NMSE of a node's result against the first node's; NAN where they do not compute the same.
+static double nmse(const struct group * g, int i) {
+    const struct hs_perf_spec * a = &g->node[0].spec, * b = &g->node[i].spec;
+    if (i == 0 || a->kind > HS_PERF_FLASH || b->kind > HS_PERF_FLASH || a->type != b->type || a->n_head != b->n_head || a->n_head_kv != b->n_head_kv ||
+        a->d != b->d || a->n_new != b->n_new || a->n_keys != b->n_keys) {
+        return NAN;
+    }
+    const int64_t n = ggml_nelements(g->node[0].out);
+    const size_t bytes = (size_t) n * sizeof(float);
+    float * x = malloc(bytes), * y = malloc(bytes);
+    double error = 0.0, norm = 0.0;
+    if (x && y) {
+        ggml_backend_tensor_get(g->node[0].out, x, 0, bytes);
+        ggml_backend_tensor_get(g->node[i].out, y, 0, bytes);
+        for (int64_t e = 0; e < n; e++) {
+            error += ((double) x[e] - y[e]) * ((double) x[e] - y[e]);
+            norm += (double) x[e] * x[e];
+        }
+    }
+    free(x);
+    free(y);
+    return error / norm; // NAN without memory
+}
+
+static void print_json(const struct group * g, const char * text, int rounds, int threads, double fma_per_s) {
+    printf("{\"group\": \"%s\", \"nodes\": [", text);
+    for (int i = 0; i < g->n; i++) {
+        const struct hs_perf_node * n = &g->node[i];
+        const double error = nmse(g, i);
+        printf("%s{\"spec\": \"%s\", \"bytes\": %.0f, \"flops\": %.0f, \"read_us\": %.3f, \"fma_us\": %.3f, \"nmse\": ", i ? ", " : "", g->spec[i],
+            n->bytes, n->flops, n->bytes / hs_floor_read_per_second((size_t) n->bytes, threads) * 1e6, 0.5 * n->flops / fma_per_s * 1e6);
+        printf(isnan(error) ? "null" : "%.3e", error);
+        printf(", \"us\": [");
+        for (int r = 0; r < rounds; r++) {
+            printf("%s%.3f", r ? ", " : "", g->us[i][r]);
+        }
+        printf("]}");
+    }
+    printf("]}\n");
+}
+
+static void print_text(const struct group * g, int rounds, int threads, double fma_per_s) {
+    for (int i = 0; i < g->n; i++) {
+        const struct hs_perf_node * n = &g->node[i];
+        const double us = median(g->us[i], rounds);
+        const double read_us = n->bytes / hs_floor_read_per_second((size_t) n->bytes, threads) * 1e6, fma_us = 0.5 * n->flops / fma_per_s * 1e6;
+        printf("%-40s %11.1f us", g->spec[i], us);
+        printf(n->spec.n_new == 1 || n->flops == 0.0 ? "  %7.1f GB/s   " : "  %7.1f GFLOP/s", (n->spec.n_new == 1 || n->flops == 0.0 ? n->bytes : n->flops) /
+            us * 1e-3);
+        printf("  %5.2f of the floor", us / fmax(read_us, fma_us));
+        if (i > 0) {
+            double * ratio = malloc((size_t) rounds * sizeof(*ratio));
+            for (int r = 0; ratio && r < rounds; r++) {
+                ratio[r] = g->us[i][r] / g->us[0][r];
+            }
+            printf("  %5.2fx of the first's time", ratio ? median(ratio, rounds) : NAN);
+            free(ratio);
+        }
+        printf("\n");
+    }
+}
+
+int hs_perf(ggml_backend_t backend, const struct hs_perf_options * options) {
+    struct hs_perf_options o = *options;
+    o.threads = o.threads ? o.threads : 2;
+    o.rounds = o.rounds ? o.rounds : 7;
+    if (o.n_groups == 0) {
+        o.groups = default_groups;
+        o.n_groups = (int) (sizeof(default_groups) / sizeof(default_groups[0]));
+    }
+    const bool cpu = ggml_backend_is_cpu(backend);
+    const double fma_per_s = hs_floor_fma_per_second(o.threads);
+    ggml_threadpool_t pool = NULL;
+    if (cpu) { // threads that live as long as a session's; without a pool of its own a backend starts them anew for every graph
+        struct ggml_threadpool_params params = ggml_threadpool_params_default(o.threads);
+        pool = ggml_threadpool_new(&params);
+        ggml_backend_cpu_set_n_threads(backend, o.threads);
+        ggml_backend_cpu_set_threadpool(backend, pool);
+    }
+    printf(o.json ? "{\"level\": \"%s\", \"threads\": %d, \"rounds\": %d, \"fma_per_s\": %.4g}\n" :
+        "level %s, %d threads, %d rounds (medians), %.3g multiply-adds a second at most\n", cpu ? hs_cpu_level() : ggml_backend_name(backend), o.threads,
+        o.rounds, fma_per_s);
     int rc = 0;
-    if (ggml_backend_is_cpu(backend)) {
-        ggml_backend_cpu_set_n_threads(backend, threads);
-        printf("CPU, level %s, %d threads\n", hs_cpu_level(), threads);
-    }
-    for (size_t i = 0; i < sizeof(shapes) / sizeof(shapes[0]); i++) {
-        for (size_t t = 0; t < (shapes[i].op == HS_OP_SELECT_BLOCKS ? 1 : sizeof(types) / sizeof(types[0])); t++) {
-            const bool sparse = shapes[i].op == HS_OP_ATTN_SPARSE, window = shapes[i].op == HS_OP_ATTN_WINDOW;
-            const struct hs_case c = { .op = shapes[i].op, .d_qk = 128, .d_v = 128, .n_head = 32, .n_head_kv = 8, .n_head_kv_win = sparse ? 8 : 0,
-                .type_k = types[t], .type_v = types[t], .page = 64, .block = 64, .top_k = 16, .window = 128,
-                .ring = sparse || window ? 127 + shapes[i].fresh : 0, .n_seq = 1, .past = { shapes[i].past }, .fresh = { shapes[i].fresh },
-                .gate = sparse ? HS_GATE_HEAD : HS_GATE_OFF };
-            char name[64];
-            snprintf(name, sizeof(name), "%s %s, %d new at %d", hs_op_table[c.op].name, ggml_type_name(c.type_k), c.fresh[0], c.past[0]);
-            if (only && regexec(only, name, 0, NULL, 0) != 0) {
-                continue;
-            }
-            struct hs_inputs in = { 0 };
-            struct hs_case_graph g = { 0 };
-            if (hs_inputs_make(&c, &in) == 0 && hs_graph_build(&g, backend, &in, c.op, HS_IMPL_KERNEL)) {
-                print_line(name, &c, time_graph(backend, g.graph));
-            } else {
-                printf("%-44s %s\n", name, g.error[0] ? g.error : "out of memory");
-                rc = 1;
-            }
-            hs_graph_free(&g);
-            hs_inputs_free(&in);
-            if (c.op == HS_OP_ATTN_FULL) {
-                time_ggml(backend, &c);
-            }
+    for (int i = 0; i < o.n_groups; i++) {
+        if (o.only && regexec(o.only, o.groups[i], 0, NULL, 0) != 0) {
+            continue;
         }
+        struct group * g = calloc(1, sizeof(*g));
+        const char * error = "out of memory";
+        if (!g || !make_group(g, backend, o.groups[i], &o, &error)) {
+            rc = 1;
+        } else if (!time_group(g, backend, o.rounds)) {
+            error = "the backend failed";
+            rc = 1;
+        } else {
+            error = NULL;
+        }
+        if (error) {
+            printf(o.json ? "{\"group\": \"%s\", \"error\": \"%s\"}\n" : "%s: %s\n", o.groups[i], error);
+        } else if (o.json) {
+            print_json(g, o.groups[i], o.rounds, o.threads, fma_per_s);
+        } else {
+            print_text(g, o.rounds, o.threads, fma_per_s);
+        }
+        fflush(stdout);
+        if (g) {
+            free_group(g);
+        }
+        free(g);
+    }
+    if (pool) {
+        ggml_backend_cpu_set_threadpool(backend, NULL);
+        ggml_threadpool_free(pool);
     }
     return rc;
 }

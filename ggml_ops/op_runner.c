@@ -14,13 +14,16 @@ struct options {
     const char * pattern;
     regex_t regex;
     int threads; // 0: 1, 2, 3 and 4
-    bool plant, verbose;
+    bool plant, verbose, json;
+    int rounds;
+    const char ** groups; // of perf: arguments that are no options
+    int n_groups;
 };
 
 struct tally { int cases, runs, failed, skipped; struct hs_errors worst[HS_OP_COUNT]; };
 
 static const char usage[] =
-    "usage: op_runner test|perf|support [options]\n"
+    "usage: op_runner test|perf|support [options] [perf: GROUP...]\n"
     "  -o OP        only this op: attn_full, select_blocks, attn_sparse, attn_window\n"
     "  -p REGEX     only cases whose name matches (POSIX extended)\n"
     "  -c NAME      only the case of this name, as printed for a failure\n"
@@ -28,7 +31,10 @@ static const char usage[] =
     "  -t N         threads; default for test: 1, 2, 3 and 4 (the nodes are made for 3), for perf: 2\n"
     "  --level L    CPU instruction set: scalar, avx2, avx512, avx512vnni, neon; default for test: all that this machine has, for perf: the best\n"
     "  --plant      test the test: spoil every right result in several ways; each must be noticed\n"
-    "  -v           print every case\n";
+    "  -v           print every case\n"
+    "  GROUP        perf: what to time in turn, e.g. 'full f16 32/8x128 1@4096 | flash f16 32/8x128 1@4096' (op_perf_node.h); default: a short list\n"
+    "  --rounds N   perf: measurements of everything (7)\n"
+    "  --json       perf: one object a line (op_perf.h)\n";
 
 static bool wanted(const struct options * o, const struct hs_case * c, const char * name) {
     return (!o->op || strcmp(o->op, hs_op_table[c->op].name) == 0) && (!o->name || strcmp(o->name, name) == 0) &&
@@ -196,14 +202,19 @@ static int support(const struct hs_case * cases, int n, ggml_backend_t backend) 
     return 0;
 }
 
-static bool parse(int argc, char ** argv, struct options * o) {
-    *o = (struct options) { .backend = "CPU", .mode = argc > 1 ? argv[1] : "" };
+// groups: room for argc pointers.
+static bool parse(int argc, char ** argv, struct options * o, const char ** groups) {
+    *o = (struct options) { .backend = "CPU", .mode = argc > 1 ? argv[1] : "", .groups = groups };
     for (int i = 2; i < argc; i++) {
         const char * a = argv[i], * value = i + 1 < argc ? argv[i + 1] : NULL;
         if (strcmp(a, "--plant") == 0) {
             o->plant = true;
         } else if (strcmp(a, "-v") == 0) {
             o->verbose = true;
+        } else if (strcmp(a, "--json") == 0) {
+            o->json = true;
+        } else if (a[0] != '-' && strcmp(o->mode, "perf") == 0) {
+            o->groups[o->n_groups++] = a;
         } else if (!value) {
             return false;
         } else if (strcmp(a, "-o") == 0) {
@@ -216,9 +227,10 @@ static bool parse(int argc, char ** argv, struct options * o) {
             o->backend = argv[++i];
         } else if (strcmp(a, "--level") == 0) {
             o->level = argv[++i];
-        } else if (strcmp(a, "-t") == 0) {
-            o->threads = atoi(argv[++i]);
-            if (o->threads < 1) {
+        } else if (strcmp(a, "-t") == 0 || strcmp(a, "--rounds") == 0) {
+            int * n = a[1] == 't' ? &o->threads : &o->rounds;
+            *n = atoi(argv[++i]);
+            if (*n < 1) {
                 return false;
             }
         } else {
@@ -230,12 +242,15 @@ static bool parse(int argc, char ** argv, struct options * o) {
 
 int main(int argc, char ** argv) {
     struct options o;
-    if (!parse(argc, argv, &o)) {
+    const char ** groups = malloc((size_t) (argc + 1) * sizeof(*groups));
+    if (!groups || !parse(argc, argv, &o, groups)) {
         fputs(usage, stderr);
+        free(groups);
         return 2;
     }
     if (o.pattern && regcomp(&o.regex, o.pattern, REG_EXTENDED | REG_NOSUB) != 0) {
         fprintf(stderr, "op_runner: -p: found '%s', expected a POSIX extended regular expression\n", o.pattern);
+        free(groups);
         return 2;
     }
     if (o.level && !hs_cpu_level_set(o.level)) {
@@ -244,6 +259,7 @@ int main(int argc, char ** argv) {
             fprintf(stderr, " %s", hs_cpu_level_name(i));
         }
         fprintf(stderr, "\n");
+        free(groups);
         return 2;
     }
     int n = 0, rc = 1;
@@ -256,7 +272,9 @@ int main(int argc, char ** argv) {
     } else if (strcmp(o.mode, "support") == 0) {
         rc = support(cases, n, backend);
     } else {
-        rc = hs_perf(backend, o.threads ? o.threads : 2, o.pattern ? &o.regex : NULL);
+        const struct hs_perf_options perf = { .threads = o.threads, .rounds = o.rounds, .json = o.json, .only = o.pattern ? &o.regex : NULL,
+            .groups = o.groups, .n_groups = o.n_groups };
+        rc = hs_perf(backend, &perf);
     }
     if (backend) {
         ggml_backend_free(backend);
@@ -265,5 +283,6 @@ int main(int argc, char ** argv) {
         regfree(&o.regex);
     }
     free(cases);
+    free(groups);
     return rc;
 }

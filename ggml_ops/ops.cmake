@@ -3,9 +3,9 @@ set(HS_OPS_DIR "${CMAKE_CURRENT_LIST_DIR}")
 
 add_library(hs_ops OBJECT
     ${HS_OPS_DIR}/op_table.c ${HS_OPS_DIR}/build.c
-    ${HS_OPS_DIR}/attn_full.c ${HS_OPS_DIR}/select_blocks.c ${HS_OPS_DIR}/attn_sparse.c ${HS_OPS_DIR}/attn_window.c
-    ${HS_OPS_DIR}/ref/attn_full.c ${HS_OPS_DIR}/ref/select_blocks.c ${HS_OPS_DIR}/ref/attn_sparse.c ${HS_OPS_DIR}/ref/attn_window.c
-    ${HS_OPS_DIR}/cpu/attn_full.c ${HS_OPS_DIR}/cpu/select_blocks.c ${HS_OPS_DIR}/cpu/attn_sparse.c ${HS_OPS_DIR}/cpu/attn_window.c
+    ${HS_OPS_DIR}/attn_full.c ${HS_OPS_DIR}/select_blocks.c ${HS_OPS_DIR}/attn_sparse.c ${HS_OPS_DIR}/attn_window.c ${HS_OPS_DIR}/linear.c
+    ${HS_OPS_DIR}/ref/attn_full.c ${HS_OPS_DIR}/ref/select_blocks.c ${HS_OPS_DIR}/ref/attn_sparse.c ${HS_OPS_DIR}/ref/attn_window.c ${HS_OPS_DIR}/ref/linear.c
+    ${HS_OPS_DIR}/cpu/attn_full.c ${HS_OPS_DIR}/cpu/select_blocks.c ${HS_OPS_DIR}/cpu/attn_sparse.c ${HS_OPS_DIR}/cpu/attn_window.c ${HS_OPS_DIR}/cpu/linear.c
     ${HS_OPS_DIR}/cpu/dispatch.c ${HS_OPS_DIR}/cpu/level_scalar.c)
 target_include_directories(hs_ops PUBLIC ${HS_OPS_DIR})
 target_link_libraries(hs_ops PUBLIC ggml-base ggml-cpu m PRIVATE hysparse_flags)
@@ -26,8 +26,8 @@ endif()
 if(HYSPARSE_BUILD_TESTS)
     add_executable(op_runner
         ${HS_OPS_DIR}/op_runner.c ${HS_OPS_DIR}/op_cases.c ${HS_OPS_DIR}/op_data.c ${HS_OPS_DIR}/op_graph.c ${HS_OPS_DIR}/op_compare.c
-        ${HS_OPS_DIR}/op_perf.c)
-    target_link_libraries(op_runner PRIVATE hs_ops ggml hysparse_flags)
+        ${HS_OPS_DIR}/op_perf.c ${HS_OPS_DIR}/op_perf_node.c ${HS_OPS_DIR}/op_floor.c)
+    target_link_libraries(op_runner PRIVATE hs_ops ggml Threads::Threads hysparse_flags)
     add_executable(hs_builders_test ${HS_OPS_DIR}/../tests/ops/builders_test.c)
     target_link_libraries(hs_builders_test PRIVATE hs_ops ggml hysparse_flags)
     add_test(NAME hs_builders COMMAND hs_builders_test)
@@ -35,4 +35,6 @@ if(HYSPARSE_BUILD_TESTS)
     add_test(NAME op_runner_support COMMAND ${CMAKE_COMMAND} -DRUNNER=$<TARGET_FILE:op_runner> -DPAGE=${HS_OPS_DIR}/../docs/ops.md
         -P ${HS_OPS_DIR}/../tests/ops/check_support_table.cmake)
     add_test(NAME op_runner_plant COMMAND op_runner test --plant)
+    add_test(NAME op_runner_perf COMMAND op_runner perf --rounds 1 "full q8_0 4/2x64 3@200 | full-noscores q8_0 4/2x64 3@200 | flash q8_0 4/2x64 3@200"
+        "sparse f16 4/2x64 3@2000 | sparse-random f16 4/2x64 3@2000 | sparse f16 4/2x64 3@100" "select f32 4/2x64 1@2000" "window f32 4/2x64 3@700")
 endif()

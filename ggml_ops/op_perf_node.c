@@ -1,0 +1,339 @@
+// Inputs are random rows out of a pool, repeated: gigabytes are filled at the speed of memory, every page is memory of its own, and row (head, j)
+// holds the same values in pages, in ggml's layout and in rings, so that results can be compared.
+#include "op_perf_node.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define BLOCK 64
+#define PAGE 64
+#define TOP_K 16
+#define WINDOW 128
+#define RING_NEW 512 // a session's rings hold the window and a ubatch
+#define POOL_ROWS 1021
+#define FAR (TOP_K - 3) // of a "sparse" selection: neither the first block nor the last two
+
+static const char * const kind_names[HS_PERF_KIND_COUNT] = { "full", "full-noscores", "flash", "sparse", "sparse-random", "select", "window" };
+
+bool hs_perf_parse(const char * text, struct hs_perf_spec * spec) {
+    char kind[16], type[8], rest[2];
+    *spec = (struct hs_perf_spec) { .kind = HS_PERF_KIND_COUNT, .type = GGML_TYPE_COUNT };
+    if (sscanf(text, " %15s %7s %d/%dx%d %d@%d %1s", kind, type, &spec->n_head, &spec->n_head_kv, &spec->d, &spec->n_new, &spec->n_keys, rest) != 7) {
+        return false;
+    }
+    for (int i = 0; i < HS_PERF_KIND_COUNT; i++) {
+        spec->kind = strcmp(kind, kind_names[i]) == 0 ? (enum hs_perf_kind) i : spec->kind;
+    }
+    const enum ggml_type types[] = { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_Q8_0 };
+    for (size_t i = 0; i < sizeof(types) / sizeof(types[0]); i++) {
+        spec->type = strcmp(type, ggml_type_name(types[i])) == 0 ? types[i] : spec->type;
+    }
+    return spec->kind != HS_PERF_KIND_COUNT && spec->type != GGML_TYPE_COUNT && spec->n_head_kv > 0 && spec->n_head > 0 &&
+           spec->n_head % spec->n_head_kv == 0 && spec->d > 0 && spec->d <= 256 && spec->d % 32 == 0 && spec->n_new > 0 &&
+           spec->n_keys >= spec->n_new && spec->n_keys <= 1 << 24;
+}
+
+static uint32_t next(uint64_t * state) { // splitmix64, upper half
+    uint64_t x = *state += 0x9e3779b97f4a7c15u;
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+    return (uint32_t) ((x ^ (x >> 31)) >> 32);
+}
+
+static float normal(uint64_t * state) {
+    const double u = (next(state) + 0.5) * 0x1p-32, v = (next(state) + 0.5) * 0x1p-32;
+    return (float) (sqrt(-2.0 * log(u)) * cos(6.283185307179586 * v));
+}
+
+static bool fail(struct hs_perf_node * n, const char * why) {
+    snprintf(n->error, sizeof(n->error), "%s", why);
+    return false;
+}
+
+static bool fill_normal(struct ggml_tensor * t, uint64_t seed) {
+    const int64_t count = ggml_nelements(t);
+    float * x = malloc((size_t) count * sizeof(*x));
+    for (int64_t i = 0; x && i < count; i++) {
+        x[i] = normal(&seed);
+    }
+    if (x) {
+        ggml_backend_tensor_set(t, x, 0, ggml_nbytes(t));
+    }
+    free(x);
+    return x != NULL;
+}
+
+// A cache tensor [d, slots, heads, pages]. Position j of head g is pool row (j + 131 g) % POOL_ROWS and lies in slot j % slots of page table[j / slots]
+// (NULL: page j / slots, or, for a ring, the one page there is). n_keys positions; the rest stays zero.
+static bool fill_cache(struct ggml_tensor * t, uint64_t seed, const int32_t * table, int64_t n_keys) {
+    const int64_t d = t->ne[0], slots = t->ne[1], run = PAGE;
+    const size_t row = ggml_row_size(t->type, d);
+    float * x = malloc((size_t) (POOL_ROWS * d) * sizeof(*x));
+    char * pool = malloc(row * (POOL_ROWS + (size_t) run));
+    if (x && pool) {
+        for (int64_t i = 0; i < POOL_ROWS * d; i++) {
+            x[i] = normal(&seed);
+        }
+        ggml_quantize_chunk(t->type, x, pool, 0, POOL_ROWS, d, NULL);
+        memcpy(pool + row * POOL_ROWS, pool, row * (size_t) run);
+        for (int64_t j = 0; j < n_keys;) { // a run of positions that are neighbours in memory
+            int64_t len = n_keys - j < run ? n_keys - j : run;
+            len = slots - j % slots < len ? slots - j % slots : len;
+            const int64_t page = table ? table[j / slots] : j / slots % t->ne[3];
+            for (int64_t g = 0; g < t->ne[2]; g++) {
+                ggml_backend_tensor_set(t, pool + row * (size_t) ((j + 131 * g) % POOL_ROWS), (size_t) page * t->nb[3] + (size_t) g * t->nb[2] +
+                    (size_t) (j % slots) * t->nb[1], row * (size_t) len);
+            }
+            j += len;
+        }
+    }
+    free(x);
+    free(pool);
+    return x && pool;
+}
+
+// Pages in random order, as after many sessions.
+static bool fill_pages(struct hs_perf_node * n) {
+    const int64_t pages = n->table->ne[0];
+    int32_t * table = malloc((size_t) pages * sizeof(*table));
+    uint64_t state = 5;
+    bool ok = table != NULL;
+    for (int64_t i = 0; ok && i < pages; i++) {
+        const int64_t at = next(&state) % (uint64_t) (i + 1);
+        table[i] = table[at];
+        table[at] = (int32_t) i;
+    }
+    if (ok) {
+        ggml_backend_tensor_set(n->table, table, 0, ggml_nbytes(n->table));
+        ok = fill_cache(n->k, 1, table, n->spec.n_keys) && fill_cache(n->v, 2, table, n->spec.n_keys);
+    }
+    free(table);
+    return ok;
+}
+
+static int ascending(const void * a, const void * b) {
+    return *(const int32_t *) a - *(const int32_t *) b;
+}
+
+static bool has(const int32_t * list, int n, int32_t x) {
+    for (int i = 0; i < n; i++) {
+        if (list[i] == x) {
+            return true;
+        }
+    }
+    return false;
+}
+
+// n different numbers of [first, end), in any order.
+static void draw(int32_t * list, int n, int32_t first, int32_t end, uint64_t * state) {
+    for (int i = 0; i < n; i++) {
+        do {
+            list[i] = first + (int32_t) (next(state) % (uint32_t) (end - first));
+        } while (has(list, i, list[i]));
+    }
+}
+
+// The row of a query whose own block is `last`, of more than TOP_K blocks, in any order. far: what the query before had, its first entry 0 for none.
+static void choose(enum hs_perf_kind kind, int last, int32_t * far, uint64_t * state, int32_t * row) {
+    if (kind == HS_PERF_SPARSE_RANDOM) {
+        draw(row, TOP_K, 0, last + 1, state);
+        return;
+    }
+    if (far[0] == 0) {
+        draw(far, FAR, 1, last - 1, state);
+    } else {
+        int32_t * one = &far[next(state) % FAR], fresh;
+        do {
+            fresh = 1 + (int32_t) (next(state) % (uint32_t) (last - 2));
+        } while (has(far, FAR, fresh));
+        *one = fresh;
+    }
+    memcpy(row, far, FAR * sizeof(*row));
+    row[FAR] = 0;
+    row[FAR + 1] = last - 1;
+    row[FAR + 2] = last;
+}
+
+// Rows of sel for every (query, KV head); adds up visible selected keys, and distinct keys a head, both over heads.
+static bool fill_selection(struct hs_perf_node * n, struct ggml_tensor * sel, double * visible, double * distinct) {
+    const struct hs_perf_spec * s = &n->spec;
+    const size_t n_blocks = (size_t) (s->n_keys + BLOCK - 1) / BLOCK;
+    int32_t * data = malloc(ggml_nbytes(sel));
+    char * seen = malloc(n_blocks);
+    for (int g = 0; data && seen && g < s->n_head_kv; g++) {
+        uint64_t state = 100 + (uint64_t) g;
+        int32_t far[FAR] = { 0 };
+        memset(seen, 0, n_blocks);
+        for (int t = s->n_keys - s->n_new; t < s->n_keys; t++) {
+            const int last = t / BLOCK, count = last + 1 < TOP_K ? last + 1 : TOP_K;
+            int32_t * row = data + ((int64_t) (t - s->n_keys + s->n_new) * s->n_head_kv + g) * TOP_K;
+            for (int x = 0; x < TOP_K; x++) {
+                row[x] = x < count ? x : HS_BLOCK_NONE;
+            }
+            if (last + 1 > TOP_K) {
+                choose(s->kind, last, far, &state, row);
+            }
+            qsort(row, (size_t) count, sizeof(*row), ascending);
+            for (int x = 0; x < count; x++) {
+                *visible += row[x] == last ? t % BLOCK + 1 : BLOCK;
+                *distinct += seen[row[x]] ? 0 : BLOCK;
+                seen[row[x]] = 1;
+            }
+        }
+    }
+    if (data && seen) {
+        ggml_backend_tensor_set(sel, data, 0, ggml_nbytes(sel));
+    }
+    free(data);
+    free(seen);
+    return data && seen;
+}
+
+static bool fill_positions(struct ggml_tensor * pos_seq, int first) {
+    const int64_t count = pos_seq->ne[0];
+    int32_t * p = calloc((size_t) (2 * count), sizeof(*p));
+    for (int64_t i = 0; p && i < count; i++) {
+        p[i] = first + (int32_t) i;
+    }
+    if (p) {
+        ggml_backend_tensor_set(pos_seq, p, 0, ggml_nbytes(pos_seq));
+    }
+    free(p);
+    return p != NULL;
+}
+
+static bool fill_mask(struct ggml_tensor * mask, int64_t first) {
+    ggml_fp16_t * m = malloc(ggml_nbytes(mask));
+    const ggml_fp16_t hidden = ggml_fp32_to_fp16(-INFINITY);
+    for (int64_t i = 0; m && i < mask->ne[1]; i++) {
+        for (int64_t j = 0; j < mask->ne[0]; j++) {
+            m[i * mask->ne[0] + j] = j <= first + i ? 0 : hidden;
+        }
+    }
+    if (m) {
+        ggml_backend_tensor_set(mask, m, 0, ggml_nbytes(mask));
+    }
+    free(m);
+    return m != NULL;
+}
+
+struct inputs { struct ggml_tensor * q, * pos_seq, * sel, * gates, * ring_k, * ring_v, * scores, * mask; bool own_pages; };
+
+// The inputs that a kind has, and its node.
+static struct hs_op_result make(struct hs_perf_node * n, struct inputs * in, const struct hs_perf_node * others, int n_other) {
+    const struct hs_perf_spec * s = &n->spec;
+    struct ggml_context * ctx = n->ctx;
+    const int64_t n_blocks = (s->n_keys + BLOCK - 1) / BLOCK, pages = (s->n_keys + PAGE - 1) / PAGE;
+    const int64_t ring = WINDOW - 1 + (s->n_new > RING_NEW ? s->n_new : RING_NEW);
+    in->pos_seq = ggml_new_tensor_2d(ctx, GGML_TYPE_I32, s->n_new, 2);
+    if (s->kind == HS_PERF_SELECT) {
+        in->scores = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, n_blocks, s->n_head_kv, s->n_new);
+        return hs_select_blocks(ctx, HS_IMPL_KERNEL, &n->params, in->scores, in->pos_seq);
+    }
+    in->q = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, s->d, s->n_head, s->n_new);
+    if (s->kind == HS_PERF_FLASH) {
+        n->k = ggml_new_tensor_3d(ctx, s->type, s->d, s->n_keys, s->n_head_kv);
+        n->v = ggml_new_tensor_3d(ctx, s->type, s->d, s->n_keys, s->n_head_kv);
+        in->mask = s->n_new > 1 ? ggml_new_tensor_2d(ctx, GGML_TYPE_F16, s->n_keys, s->n_new) : NULL;
+        struct ggml_tensor * out = ggml_flash_attn_ext(ctx, ggml_permute(ctx, in->q, 0, 2, 1, 3), n->k, n->v, in->mask, n->params.scale, 0.0f, 0.0f);
+        return (struct hs_op_result) { .node = out, .out = out };
+    }
+    if (s->kind == HS_PERF_WINDOW || s->kind == HS_PERF_SPARSE || s->kind == HS_PERF_SPARSE_RANDOM) {
+        in->ring_k = ggml_new_tensor_4d(ctx, s->type, s->d, ring, s->n_head_kv, 1);
+        in->ring_v = ggml_new_tensor_4d(ctx, s->type, s->d, ring, s->n_head_kv, 1);
+    }
+    if (s->kind == HS_PERF_WINDOW) {
+        return hs_attn_window(ctx, HS_IMPL_KERNEL, &n->params, in->q, in->ring_k, in->ring_v, in->pos_seq, NULL);
+    }
+    for (int i = 0; i < n_other && !n->table; i++) {
+        const struct hs_perf_spec * o = &others[i].spec;
+        if (others[i].table && o->type == s->type && o->n_head_kv == s->n_head_kv && o->d == s->d && o->n_keys == s->n_keys) {
+            n->k = others[i].k;
+            n->v = others[i].v;
+            n->table = others[i].table;
+        }
+    }
+    in->own_pages = !n->table;
+    if (in->own_pages) {
+        n->k = ggml_new_tensor_4d(ctx, s->type, s->d, PAGE, s->n_head_kv, pages);
+        n->v = ggml_new_tensor_4d(ctx, s->type, s->d, PAGE, s->n_head_kv, pages);
+        n->table = ggml_new_tensor_2d(ctx, GGML_TYPE_I32, pages, 1);
+    }
+    if (s->kind == HS_PERF_FULL || s->kind == HS_PERF_FULL_NOSCORES) {
+        return hs_attn_full(ctx, HS_IMPL_KERNEL, &n->params, in->q, n->k, n->v, n->table, in->pos_seq, NULL);
+    }
+    in->sel = ggml_new_tensor_3d(ctx, GGML_TYPE_I32, TOP_K, s->n_head_kv, s->n_new);
+    in->gates = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, 2 * s->n_head, s->n_new);
+    const struct hs_attn_sparse_args a = { .q = in->q, .k = n->k, .v = n->v, .sel = in->sel, .table = n->table, .pos_seq = in->pos_seq,
+        .win_k = in->ring_k, .win_v = in->ring_v, .gates = in->gates };
+    return hs_attn_sparse(ctx, HS_IMPL_KERNEL, &n->params, &a);
+}
+
+// Fill what there is; count the work.
+static bool fill(struct hs_perf_node * n, const struct inputs * in) {
+    const struct hs_perf_spec * s = &n->spec;
+    const int first = s->n_keys - s->n_new;
+    const double rows = 2.0 * (double) ggml_row_size(s->type, s->d); // K and V
+    double visible = 0.0, distinct = 0.0; // keys, over queries and KV heads; keys that some query sees, over KV heads
+    bool ok = fill_positions(in->pos_seq, first);
+    ok = ok && (!in->q || fill_normal(in->q, 3)) && (!in->gates || fill_normal(in->gates, 4)) && (!in->scores || fill_normal(in->scores, 6));
+    ok = ok && (!in->mask || fill_mask(in->mask, first));
+    if (s->kind == HS_PERF_SELECT) {
+        n->bytes = (double) s->n_new * s->n_head_kv * sizeof(float) * (double) in->scores->ne[0];
+        return ok;
+    }
+    if (s->kind == HS_PERF_FLASH) {
+        ok = ok && fill_cache(n->k, 1, NULL, s->n_keys) && fill_cache(n->v, 2, NULL, s->n_keys);
+    } else if (in->own_pages) {
+        ok = ok && fill_pages(n);
+    }
+    if (in->sel) {
+        ok = ok && fill_selection(n, in->sel, &visible, &distinct);
+    } else if (s->kind != HS_PERF_WINDOW) {
+        visible = (double) s->n_head_kv * s->n_new * (first + 0.5 * (s->n_new + 1));
+        distinct = (double) s->n_head_kv * s->n_keys;
+    }
+    if (in->ring_k) {
+        ok = ok && fill_cache(in->ring_k, 1, NULL, s->n_keys) && fill_cache(in->ring_v, 2, NULL, s->n_keys);
+        for (int t = first; t < s->n_keys; t++) {
+            visible += (double) s->n_head_kv * (t + 1 < WINDOW ? t + 1 : WINDOW);
+        }
+        distinct += (double) s->n_head_kv * fmin(s->n_keys, WINDOW - 1 + s->n_new);
+    }
+    n->bytes = distinct * rows;
+    n->flops = visible * (s->n_head / s->n_head_kv) * 2.0 * (2.0 * s->d);
+    return ok;
+}
+
+bool hs_perf_build(struct hs_perf_node * n, ggml_backend_t backend, const struct hs_perf_spec * spec, int threads,
+    const struct hs_perf_node * others, int n_other) {
+    *n = (struct hs_perf_node) { .spec = *spec };
+    n->params = (struct hs_op_params) { .scale = 1.0f / sqrtf((float) spec->d), .block_size = BLOCK, .top_k = TOP_K, .window = WINDOW,
+        .emit_scores = spec->kind == HS_PERF_FULL, .n_threads_max = threads };
+    const struct ggml_init_params ip = { 32 * ggml_tensor_overhead() + ggml_graph_overhead(), NULL, true };
+    n->ctx = ggml_init(ip);
+    if (!n->ctx) {
+        return fail(n, "out of memory");
+    }
+    struct inputs in = { 0 };
+    const struct hs_op_result r = make(n, &in, others, n_other);
+    if (!r.node) {
+        return fail(n, r.error);
+    }
+    if (!ggml_backend_supports_op(backend, r.node)) {
+        return fail(n, "the backend does not support the node");
+    }
+    n->out = r.out;
+    n->graph = ggml_new_graph(n->ctx);
+    ggml_build_forward_expand(n->graph, r.node);
+    n->buffer = ggml_backend_alloc_ctx_tensors(n->ctx, backend);
+    return (n->buffer && fill(n, &in)) || fail(n, "out of memory");
+}
+
+void hs_perf_free(struct hs_perf_node * n) {
+    ggml_backend_buffer_free(n->buffer);
+    ggml_free(n->ctx);
+    *n = (struct hs_perf_node) { 0 };
+}
