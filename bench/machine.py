@@ -29,7 +29,8 @@ def facts() -> dict[str, str]:
     return out
 
 
-def facts_line() -> str:
-    f = facts()
+def facts_line(found: dict[str, str] | None = None) -> str:
+    """The facts in a line: of this machine, or those of an earlier run."""
+    f = found or facts()
     versions = f"pyhysparse {f['runtime']}; llama-cpp-python {f['llama-cpp-python']}; Python {f['python']}"
     return f"{f['cpu']}, {f['cores']} cores, {f['system']}; {versions}"
