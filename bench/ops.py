@@ -2,8 +2,8 @@
 
     python bench/ops.py [--quick] [--rounds 7] [--threads N] [--only REGEX] [--runner PATH] [--results FILE] [-o md|json|csv] [GROUP ...]
 
-`op_runner perf` does the timing, in one process: the nodes of a group (ours, ours without scores, ggml_flash_attn_ext on the same shape) are
-timed in turn in every round, in alternating order. The floor is the larger of two times measured in the same process with as many threads:
+`op_runner perf` does the timing, in one process: the nodes of a group (ours, ours without scores, ggml_flash_attn_ext on the same shape)
+are timed in turn in every round, in alternating order. The floor is the larger of two times measured in the same process with as many threads:
 reading K and V once, and the multiply-adds at the peak of f32. GROUPs replace the list of cases, e.g. "full f16 32/8x128 1@8192 | flash f16
 32/8x128 1@8192" (ggml_ops/op_perf_node.h says what a spec is). op_runner is built from this source tree unless --runner names one.
 """
@@ -114,16 +114,18 @@ def main() -> int:
     failed = [f"{g['group']}: {g['error']}" for g in results["groups"] if "error" in g]
     rows: list[OpRow] = [row for g in results["groups"] if "nodes" in g for row in rows_of_group(g["nodes"], targets=True)]
     if args.output == "json":
-        print(json.dumps({**results, "table": [{**vars(r), "checks": [vars(c) | {"met": c.met} for c in r.checks]} for r in rows]}, indent=1))
+        table = [{**vars(r), "checks": [vars(c) | {"met": c.met} for c in r.checks]} for r in rows]
+        print(json.dumps({**results, "table": table}, indent=1))
     elif args.output == "csv":
-        writer = csv.DictWriter(sys.stdout, [name for name in OpRow.__dataclass_fields__ if name != "checks"], extrasaction="ignore", lineterminator="\n")
+        names = [name for name in OpRow.__dataclass_fields__ if name != "checks"]
+        writer = csv.DictWriter(sys.stdout, names, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(vars(row) for row in rows)
     else:
         print(markdown(rows))
         perf = results["perf"]
-        print(f"\nLevel {perf['level']}, {perf['threads']} threads, {perf['rounds']} rounds; at most {2e-9 * perf['fma_per_s']:.0f} GFLOP/s of f32. "
-              f"{facts_line(results['machine'])}")  # fmt: skip
+        peak = f"at most {2e-9 * perf['fma_per_s']:.0f} GFLOP/s of f32"
+        print(f"\nLevel {perf['level']}, {perf['threads']} threads, {perf['rounds']} rounds; {peak}. {facts_line(results['machine'])}")
     for line in failed:
         print(f"failed: {line}", file=sys.stderr)
     return 1 if failed else 0
