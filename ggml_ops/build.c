@@ -115,6 +115,7 @@ void hs_make_node(const struct hs_build * b, struct ggml_context * ctx, enum hs_
     p->op = id;
     p->sync_next = 0;
     p->sync_done = 0;
+    p->sync_ready = 0;
     struct ggml_tensor * node = ggml_custom_4d(ctx, type, ne[0], ne[1], ne[2], 1, NULL, 0, impl == HS_IMPL_REF ? row->ref : row->cpu,
         GGML_N_TASKS_MAX, p);
     for (int i = 0; i < n_src; i++) { // by hand: ggml_custom_4d takes one source less than a tensor holds

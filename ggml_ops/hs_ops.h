@@ -1,4 +1,4 @@
-// The four HySparse ops as ggml nodes: their contracts (shapes, dtypes, tie rule) and their builders.
+// The ops as ggml nodes: their contracts (shapes, dtypes, tie rule) and their builders.
 //
 // Every op is a GGML_OP_CUSTOM node: the CPU kernel is the node's function and the function pointer is the node's identity, so other
 // backends recognise it (see hs_op_find). Parameters live in a struct owned by the caller's arena (same lifetime as the graph).
@@ -30,8 +30,10 @@ extern "C" {
 
 #define HS_SINK_ABSENT (-1e30f) // a finite "no sink": exp(HS_SINK_ABSENT - m) is 0 for every real logit
 #define HS_BLOCK_NONE  (-1)     // padding in a selection
+#define HS_LINEAR_MAX  3        // matrices that one linear node multiplies by the same x
+#define HS_PACK_ROWS   16       // rows of a packed matrix that lie interleaved
 
-enum hs_op_id { HS_OP_ATTN_FULL, HS_OP_SELECT_BLOCKS, HS_OP_ATTN_SPARSE, HS_OP_ATTN_WINDOW, HS_OP_COUNT };
+enum hs_op_id { HS_OP_ATTN_FULL, HS_OP_SELECT_BLOCKS, HS_OP_ATTN_SPARSE, HS_OP_ATTN_WINDOW, HS_OP_LINEAR, HS_OP_COUNT };
 
 // Parameters of a node, its userdata. One struct for all ops so that a backend needs one cast. Fields that an op does not use are 0.
 struct hs_op_params {
@@ -42,6 +44,7 @@ struct hs_op_params {
     int32_t window;        // w: keys seen by the window branch, the current token included; attn_sparse: also the forced window
     bool    emit_scores;   // attn_full
     bool    forced;        // attn_sparse: add block 0 and the last w positions to the selection, in the same softmax (SPEC 5)
+    bool    swiglu;        // linear: the two matrices are gate and up; the result is silu(gate x) * (up x)
     int32_t n_threads_max; // upper bound of nth at run time; sizes the workspace at the end of the result
     // Derived by the builder, in f32 elements of the packed result.
     int64_t out_elems;     // d_v * n_head * n_tokens
@@ -52,6 +55,7 @@ struct hs_op_params {
     // Meeting point of the threads of one run: the next work item, and how many threads are done. Zeroed by the builder and by the last thread
     // of every run, so a graph can be computed any number of times and stopped between nodes. Accessed atomically; one struct a node.
     int32_t sync_next, sync_done;
+    int32_t sync_ready;    // linear: threads that have quantised their share of x
 };
 
 // What a builder returns: nodes, or an error that names the op, the argument, the value found and the value expected.
@@ -59,6 +63,7 @@ struct hs_op_result {
     struct ggml_tensor * node;   // the GGML_OP_CUSTOM node (the packed result), NULL on error
     struct ggml_tensor * out;    // attention: view f32 [d_v, n_head, n_tokens]; select_blocks: i32 [top_k, n_head_kv, n_tokens]
     struct ggml_tensor * scores; // attn_full with emit_scores: view f32 [n_blocks_max, n_head_kv, n_tokens], else NULL
+    struct ggml_tensor * outs[HS_LINEAR_MAX]; // linear: a view f32 [n_out, n_tokens] for each matrix (swiglu: one); outs[0] is `out`
     char error[256];             // "" on success
 };
 
@@ -102,11 +107,32 @@ struct hs_op_result hs_attn_sparse(struct ggml_context * ctx, enum hs_op_impl im
 struct hs_op_result hs_attn_window(struct ggml_context * ctx, enum hs_op_impl impl, struct hs_op_params * p,
     struct ggml_tensor * q, struct ggml_tensor * k_ring, struct ggml_tensor * v_ring, struct ggml_tensor * pos_seq, struct ggml_tensor * sinks);
 
+// 5. Linear layers on packed weights: out_i = W_i x, for up to HS_LINEAR_MAX matrices that share x; with p->swiglu two, gate and up, and
+//   out = silu(W_gate x) * (W_up x).
+//   x is rounded to 8 bits a block of 32 first, in f32, as the dot products of ggml's quantised types do: d = max |x| / 127, q = rint(x * (127 / max)).
+//   Sums over a block are exact integers; over blocks f32.
+// x: f32 [n_in, n_tokens], contiguous. w[i]: [n_in, n_out_i], packed by hs_linear_pack (n_in a multiple of 32, n_out_i of HS_PACK_ROWS), which marks
+// the tensor; ggml's own ops must not read it. p->{swiglu, n_threads_max} used.
+struct hs_op_result hs_linear(struct ggml_context * ctx, enum hs_op_impl impl, struct hs_op_params * p, struct ggml_tensor * x,
+    struct ggml_tensor * const * w, int n_w);
+
+// Is there a packed form of a matrix [ne0, ne1] of this type (q4_0, q4_1, q8_0)?
+bool hs_linear_can_pack(enum ggml_type type, int64_t ne0, int64_t ne1);
+// Has the level in use a kernel for it that is faster than ggml's own products?
+bool hs_linear_is_fast(enum ggml_type type);
+// Rows [row0, row0 + n) of W, packed from the file's layout; row0 and n multiples of HS_PACK_ROWS. src: those rows; dst: the whole matrix's bytes.
+// Layout: for every 16 rows, for every block of 32 columns: 16 f16 factors; q4_1: 16 f16 minima; then 4 columns of row 0, the same of row 1, ...;
+// q8_0 as unsigned bytes (value + 128), q4 with columns 0..15 in the low and 16..31 in the high halves. As many bytes as unpacked.
+void hs_linear_pack(enum ggml_type type, int64_t ne0, int64_t row0, int64_t n, const void * src, void * dst);
+void hs_linear_mark(struct ggml_tensor * w);
+bool hs_linear_is_packed(const struct ggml_tensor * w);
+
 // Fixed places in node->src[] (the same for kernel and reference).
 enum hs_src_full   { HS_FULL_Q, HS_FULL_K, HS_FULL_V, HS_FULL_TABLE, HS_FULL_POS_SEQ, HS_FULL_SINKS };
 enum hs_src_select { HS_SELECT_SCORES, HS_SELECT_POS_SEQ };
 enum hs_src_sparse { HS_SPARSE_Q, HS_SPARSE_K, HS_SPARSE_V, HS_SPARSE_SEL, HS_SPARSE_TABLE, HS_SPARSE_POS_SEQ, HS_SPARSE_WIN_K, HS_SPARSE_WIN_V,
                      HS_SPARSE_SINKS, HS_SPARSE_GATES };
+enum hs_src_linear { HS_LINEAR_X, HS_LINEAR_W0 };
 enum hs_src_window { HS_WINDOW_Q, HS_WINDOW_K, HS_WINDOW_V, HS_WINDOW_POS_SEQ, HS_WINDOW_SINKS };
 
 // One row an op (op_table.c): the one place that lists what exists. cuda and metal are filled by later backends.

@@ -259,6 +259,29 @@ static void window_cases(struct list * l) {
     }
 }
 
+// Tokens on both sides of the kernels' token tiles (1, 4, 8, 16, 64), rows on both sides of the pieces dealt out to threads.
+static void linear_cases(struct list * l) {
+    static const enum ggml_type types[] = { GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, Q8 };
+    static const int tokens[] = { 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 63, 64, 65, 130 };
+    static const int shapes[][1 + HS_LINEAR_MAX] = { { 32, 16 }, { 64, 32, 16 }, { 576, 48, 16, 16 }, { 96, 208, 64, 64 }, { 1024, 16 }, { 2048, 64, 16 } };
+    for (int t = 0; t < COUNT(types); t++) {
+        for (int i = 0; i < COUNT(tokens) + COUNT(shapes); i++) {
+            const int * s = shapes[i % COUNT(shapes)];
+            struct hs_case c = base(HS_OP_LINEAR, 0, i < COUNT(tokens) ? tokens[i] : i % 2 ? 1 : 6);
+            c.type_k = c.type_v = types[t];
+            c.n_in = s[0];
+            memcpy(c.n_out, s + 1, sizeof(c.n_out));
+            c.data = i % 5 == 4 ? HS_DATA_HUGE : i % 5 == 3 ? HS_DATA_TINY : i % 7 == 5 ? HS_DATA_EQUAL : HS_DATA_NORMAL;
+            add(l, c);
+            c.swiglu = true;
+            c.n_out[1] = c.n_out[0];
+            c.n_out[2] = 0;
+            c.data = c.data == HS_DATA_HUGE ? HS_DATA_NORMAL : c.data; // silu(1e4) is 0 or x: nothing to compare
+            add(l, c);
+        }
+    }
+}
+
 // Properties: an op that is given everything must equal full attention.
 static void property_cases(struct list * l) {
     static const int lens[][2] = { { 0, 1 }, { 99, 1 }, { 0, 60 }, { 70, 30 } };
@@ -288,6 +311,7 @@ struct hs_case * hs_cases(int * n) {
     select_cases(&l);
     sparse_cases(&l);
     window_cases(&l);
+    linear_cases(&l);
     property_cases(&l);
     if (l.failed) {
         free(l.at);
@@ -323,6 +347,11 @@ double hs_case_tolerance(const struct hs_case * c, bool cpu) {
 void hs_case_name(const struct hs_case * c, char * out, size_t size) {
     static const char * data[] = { "normal", "equal", "huge", "tiny", "low" }, * sink[] = { "off", "on", "mixed" };
     static const char * gate[] = { "off", "head", "channel" }, * sel[] = { "full", "short", "empty" };
+    if (c->op == HS_OP_LINEAR) {
+        snprintf(out, size, "%s(in=%d,out=%d-%d-%d,w=%s,tokens=%d,swiglu=%d,data=%s)", hs_op_table[c->op].name, c->n_in, c->n_out[0], c->n_out[1],
+            c->n_out[2], ggml_type_name(c->type_k), c->fresh[0], c->swiglu, data[c->data]);
+        return;
+    }
     char seq[96] = "";
     for (int s = 0; s < c->n_seq; s++) {
         const size_t n = strlen(seq);

@@ -33,6 +33,8 @@ struct hs_case {
     enum hs_case_gate gate;
     enum hs_case_sel sel;
     enum hs_case_against against;
+    int n_in, n_out[HS_LINEAR_MAX]; // linear: extents of its matrices, of type_k; fresh[0] tokens; the fields above but `data` are unused
+    bool swiglu;
 };
 
 // All cases, in a malloc'ed array. NULL: out of memory.

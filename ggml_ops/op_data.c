@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum tag { TAG_Q = 1, TAG_K, TAG_V, TAG_WIN_K, TAG_WIN_V, TAG_SINK, TAG_GATE, TAG_SCORE, TAG_SEL, TAG_PAGE };
+enum tag { TAG_Q = 1, TAG_K, TAG_V, TAG_WIN_K, TAG_WIN_V, TAG_SINK, TAG_GATE, TAG_SCORE, TAG_SEL, TAG_PAGE, TAG_X, TAG_W };
 
 static uint64_t mix(uint64_t x) { // the finaliser of splitmix64
     x += 0x9e3779b97f4a7c15u;
@@ -167,12 +167,64 @@ static void make_selection(struct hs_inputs * in) {
     }
 }
 
+// Activations of very different sizes from block to block, some blocks zero, some with one large value; EQUAL: all tokens the same.
+static void make_x(struct hs_inputs * in) {
+    const struct hs_case * c = &in->c;
+    const float size = c->data == HS_DATA_HUGE ? 1e4f : c->data == HS_DATA_TINY ? 1e-4f : 1.0f;
+    for (int i = 0; i < in->n_tokens; i++) {
+        for (int b = 0; b < c->n_in / 32; b++) {
+            uint64_t state = key(in, TAG_X, c->data == HS_DATA_EQUAL ? 0 : i, b, 0);
+            const uint64_t kind = next(&state) % 8;
+            for (int d = 0; d < 32; d++) {
+                in->x[(int64_t) i * c->n_in + b * 32 + d] = kind == 0 ? 0.0f : size * normal(&state) * (kind == 1 && d == 7 ? 50.0f : 1.0f);
+            }
+        }
+    }
+}
+
+// Matrix i, quantised by ggml row by row and packed.
+static void * make_matrix(const struct hs_inputs * in, int i) {
+    const struct hs_case * c = &in->c;
+    const size_t row_size = ggml_row_size(c->type_k, c->n_in), size = row_size * (size_t) c->n_out[i];
+    char * rows = malloc(size), * packed = malloc(size);
+    float * row = malloc((size_t) c->n_in * sizeof(*row));
+    for (int r = 0; rows && packed && row && r < c->n_out[i]; r++) {
+        uint64_t state = key(in, TAG_W, i, r, 0);
+        for (int d = 0; d < c->n_in; d++) {
+            row[d] = (normal(&state) + (r % 3 == 1 ? 0.7f : 0.0f)) / sqrtf((float) c->n_in);
+        }
+        ggml_quantize_chunk(c->type_k, row, rows + (size_t) r * row_size, 0, 1, c->n_in, NULL);
+    }
+    if (rows && packed && row) {
+        hs_linear_pack(c->type_k, c->n_in, 0, c->n_out[i], rows, packed);
+    }
+    free(row);
+    free(rows);
+    return packed;
+}
+
+static int make_linear(struct hs_inputs * in) {
+    in->x = malloc((size_t) in->n_tokens * (size_t) in->c.n_in * sizeof(float));
+    bool ok = in->x != NULL;
+    for (int i = 0; i < HS_LINEAR_MAX && in->c.n_out[i] > 0; i++) {
+        in->w[i] = make_matrix(in, i);
+        ok = ok && in->w[i];
+    }
+    if (ok) {
+        make_x(in);
+    }
+    return ok ? 0 : -1;
+}
+
 int hs_inputs_make(const struct hs_case * c, struct hs_inputs * in) {
     char name[512];
     *in = (struct hs_inputs) { .c = *c, .n_tokens = hs_case_tokens(c) };
     hs_case_name(c, name, sizeof(name));
     for (const char * p = name; *p; p++) {
         in->seed = mix(in->seed + (unsigned char) *p);
+    }
+    if (c->op == HS_OP_LINEAR) {
+        return make_linear(in);
     }
     in->max_pages = hs_case_context(c) / c->page + 2; // longer than any sequence needs
     in->n_pages = 1 + in->max_pages * c->n_seq;
@@ -207,7 +259,8 @@ int hs_inputs_make(const struct hs_case * c, struct hs_inputs * in) {
 }
 
 void hs_inputs_free(struct hs_inputs * in) {
-    void * all[] = { in->q, in->sinks, in->gates, in->scores, in->table, in->pos_seq, in->sel, in->k_pages, in->v_pages, in->k_ring, in->v_ring };
+    void * all[] = { in->q, in->sinks, in->gates, in->scores, in->table, in->pos_seq, in->sel, in->k_pages, in->v_pages, in->k_ring, in->v_ring, in->x,
+        in->w[0], in->w[1], in->w[2] };
     for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++) {
         free(all[i]);
     }

@@ -11,6 +11,8 @@ struct hs_inputs {
     float * q, * sinks, * gates, * scores; // sinks: [n_head, 2], the first row alone for ops with one softmax
     int32_t * table, * pos_seq, * sel;
     void * k_pages, * v_pages, * k_ring, * v_ring;
+    float * x;                   // linear: [n_in, n_tokens]
+    void * w[HS_LINEAR_MAX];     // linear: packed matrices
 };
 
 // 0 on success; -1: out of memory. The window op's rings hold the rows that its pages hold, so that it can be compared with full attention.

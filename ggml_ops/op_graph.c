@@ -75,9 +75,31 @@ static void build_sparse(struct hs_case_graph * g, struct builder * b, enum hs_o
     g->guard[1] = guard(b);
 }
 
+static void build_linear(struct hs_case_graph * g, struct builder * b, enum hs_op_impl impl) {
+    const struct hs_case * c = &b->in->c;
+    struct ggml_tensor * w[HS_LINEAR_MAX];
+    int n = 0;
+    for (; n < HS_LINEAR_MAX && c->n_out[n] > 0; n++) {
+        w[n] = input(b, c->type_k, c->n_in, c->n_out[n], 1, 1, b->in->w[n]);
+        hs_linear_mark(w[n]);
+    }
+    struct ggml_tensor * x = input(b, GGML_TYPE_F32, c->n_in, b->in->n_tokens, 1, 1, b->in->x);
+    g->params.swiglu = c->swiglu;
+    g->guard[0] = guard(b);
+    g->res = hs_linear(b->ctx, impl, &g->params, x, w, n);
+    g->guard[1] = guard(b);
+    if (g->res.node) { // the results of all matrices lie one behind the other
+        g->res.out = ggml_view_1d(b->ctx, g->res.node, g->params.out_elems, 0);
+    }
+}
+
 static void build_op(struct hs_case_graph * g, struct builder * b, enum hs_op_id op, enum hs_op_impl impl) {
     const struct hs_inputs * in = b->in;
     const struct hs_case * c = &in->c;
+    if (op == HS_OP_LINEAR) {
+        build_linear(g, b, impl);
+        return;
+    }
     struct ggml_tensor * pos_seq = input(b, GGML_TYPE_I32, in->n_tokens, 2, 1, 1, in->pos_seq);
     if (op == HS_OP_SELECT_BLOCKS) {
         struct ggml_tensor * scores = input(b, GGML_TYPE_F32, in->n_blocks, c->n_head_kv, in->n_tokens, 1, in->scores);

@@ -150,7 +150,7 @@ static int test(const struct options * o, const struct hs_case * cases, int n, g
 
 // What the cases of an op cover, and whether the backend takes them: the table of docs/ops.md.
 static int support(const struct hs_case * cases, int n, ggml_backend_t backend) {
-    printf("| op | cases | %s | cache types (K, V) | head dims (QK-V) | query heads a KV head |\n", ggml_backend_name(backend));
+    printf("| op | cases | %s | types (caches K, V; matrices) | head dims (QK-V) | query heads a KV head |\n", ggml_backend_name(backend));
     printf("|---|---|---|---|---|---|\n");
     for (int op = 0; op < HS_OP_COUNT; op++) {
         int n_cases = 0, n_ok = 0;
@@ -176,7 +176,7 @@ static int support(const struct hs_case * cases, int n, ggml_backend_t backend) 
             type[c->type_k] = type[c->type_v] = true;
             rep[c->n_head / c->n_head_kv] = true;
             snprintf(d, sizeof(d), "%d-%d ", c->d_qk, c->d_v);
-            if (op != HS_OP_SELECT_BLOCKS && !strstr(dims, d)) {
+            if (op != HS_OP_SELECT_BLOCKS && op != HS_OP_LINEAR && !strstr(dims, d)) {
                 strncat(dims, d, sizeof(dims) - strlen(dims) - 1);
             }
         }
@@ -192,7 +192,7 @@ static int support(const struct hs_case * cases, int n, ggml_backend_t backend) 
             }
         }
         printf(" | %s|", dims);
-        for (int i = 1; i <= 256 && op != HS_OP_SELECT_BLOCKS; i++) {
+        for (int i = 1; i <= 256 && op != HS_OP_SELECT_BLOCKS && op != HS_OP_LINEAR; i++) {
             if (rep[i]) {
                 printf(" %d", i);
             }

@@ -12,6 +12,7 @@ const struct hs_op_row hs_op_table[HS_OP_COUNT] = {
     { HS_OP_SELECT_BLOCKS, "select_blocks", hs_cpu_select_blocks, hs_ref_select_blocks, hs_cpu_select_blocks_supported },
     { HS_OP_ATTN_SPARSE,   "attn_sparse",   hs_cpu_attn_sparse,   hs_ref_attn_sparse,   hs_cpu_attn_sparse_supported },
     { HS_OP_ATTN_WINDOW,   "attn_window",   hs_cpu_attn_window,   hs_ref_attn_window,   hs_cpu_attn_window_supported },
+    { HS_OP_LINEAR,        "linear",        hs_cpu_linear,        hs_ref_linear,        hs_cpu_linear_supported },
 };
 
 // What ggml_custom_4d keeps in op_params (its struct is private to ggml; hs_make_node goes through ggml_custom_4d, so a change shows in every test).

@@ -9,7 +9,7 @@ size_t hs_graph_max_nodes(const struct hs_model * m) {
     return 256 + (size_t) m->hp.n_layer * (96 + 2 * (size_t) m->hp.moe.n_expert_used);
 }
 
-int32_t hs_graph_max_params(const struct hs_model * m) { return 3 * m->hp.n_layer; }
+int32_t hs_graph_max_params(const struct hs_model * m) { return 2 + 12 * m->hp.n_layer; }
 
 struct ggml_tensor * hs_named(struct ggml_tensor * t, const char * name, int il) {
     if (il >= 0) ggml_format_name(t, "%s-%d", name, il);
@@ -72,7 +72,8 @@ int hs_graph_build(struct hs_build * b, int32_t n_tokens, int32_t n_out, struct 
         x = hs_named(ggml_add(ctx, x, ffn), "l_out", il);
     }
     x = hs_named(hs_build_norm(b, x, w->output_norm), "result_norm", -1);
-    out->logits = hs_named(ggml_mul_mat(ctx, w->output, x), "result_output", -1);
+    out->logits = hs_named(hs_build_linear(b, w->output, x), "result_output", -1);
+    if (b->rc != HS_OK) return b->rc;
     ggml_set_output(out->logits);
     ggml_build_forward_expand(out->gf, out->logits);
     return HS_OK;

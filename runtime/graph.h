@@ -27,7 +27,7 @@ struct hs_build {
     int32_t n_threads_max;
     struct ggml_context * ctx;
     struct hs_graph * g;
-    struct hs_op_params * params; int32_t n_params;  // arena of the custom nodes' parameters, 3 a layer
+    struct hs_op_params * params; int32_t n_params;  // arena of the custom nodes' parameters, hs_graph_max_params
     struct ggml_tensor ** selection;                 // [n_layer] i32 [top_k, n_head_kv, n_tokens] of each layer that emits scores
     hs_error * err;
     int rc;
@@ -41,6 +41,10 @@ int hs_graph_build(struct hs_build * b, int32_t n_tokens, int32_t n_out, struct 
 
 // A named node: "attn_norm-3" (il < 0: no number). Names are what hs_session_capture hands out.
 struct ggml_tensor * hs_named(struct ggml_tensor * t, const char * name, int il);
+// W x, [n_out, n_tokens]. Of up to HS_LINEAR_MAX layers that share x, with their biases, into out[]. silu(gate x) * (up x).
+struct ggml_tensor * hs_build_linear(struct hs_build * b, struct ggml_tensor * w, struct ggml_tensor * x);
+void hs_build_linears(struct hs_build * b, struct ggml_tensor * x, const struct hs_linear * l, int n, struct ggml_tensor ** out);
+struct ggml_tensor * hs_build_swiglu(struct hs_build * b, struct ggml_tensor * gate, struct ggml_tensor * up, struct ggml_tensor * x);
 struct ggml_tensor * hs_build_norm(struct hs_build * b, struct ggml_tensor * x, struct ggml_tensor * weight);
 
 // x: normed input [n_embd, n_tokens]. Writes this layer's k and v to its cache; then, unless write_only, returns the attention output after W_o.

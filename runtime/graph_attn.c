@@ -6,8 +6,9 @@
 #include "status.h"
 
 static struct ggml_tensor * linear(struct hs_build * b, const struct hs_linear * l, struct ggml_tensor * x) {
-    struct ggml_tensor * y = ggml_mul_mat(b->ctx, l->w, x);
-    return l->b ? ggml_add(b->ctx, y, l->b) : y;
+    struct ggml_tensor * y;
+    hs_build_linears(b, x, l, 1, &y);
+    return y;
 }
 
 static struct ggml_tensor * rope(struct hs_build * b, const struct hs_layer * l, struct ggml_tensor * x) {
@@ -32,9 +33,12 @@ static struct qkv project(struct hs_build * b, int il, const struct hs_layer * l
         r.k = ggml_view_3d(ctx, all, dk, l->n_head_kv, n, e * (size_t) dk, all->nb[1], e * n_q);
         r.v = ggml_cont(ctx, ggml_view_3d(ctx, all, dv, l->n_head_kv, n, e * (size_t) dv, all->nb[1], e * (n_q + n_k)));
     } else {
-        r.q = ggml_reshape_3d(ctx, linear(b, &w->q, x), dk, l->n_head, n);
-        r.k = ggml_reshape_3d(ctx, linear(b, &w->k, x), dk, l->n_head_kv, n);
-        r.v = ggml_reshape_3d(ctx, linear(b, &w->v, x), dv, l->n_head_kv, n);
+        const struct hs_linear three[3] = { w->q, w->k, w->v };
+        struct ggml_tensor * out[3];
+        hs_build_linears(b, x, three, 3, out);
+        r.q = ggml_reshape_3d(ctx, out[0], dk, l->n_head, n);
+        r.k = ggml_reshape_3d(ctx, out[1], dk, l->n_head_kv, n);
+        r.v = ggml_reshape_3d(ctx, out[2], dv, l->n_head_kv, n);
     }
     if (w->q_norm) {
         r.q = hs_build_norm(b, r.q, w->q_norm);
@@ -93,7 +97,10 @@ static struct ggml_tensor * attend_sparse(struct hs_build * b, int il, const str
         a.win_v = b->kv->v[il];
     }
     if (w->gate_sparse) {
-        a.gates = hs_named(ggml_concat(b->ctx, ggml_mul_mat(b->ctx, w->gate_sparse, x), ggml_mul_mat(b->ctx, w->gate_swa, x), 0), "gates", il);
+        const struct hs_linear two[2] = { { w->gate_sparse, NULL }, { w->gate_swa, NULL } };
+        struct ggml_tensor * out[2];
+        hs_build_linears(b, x, two, 2, out);
+        a.gates = hs_named(ggml_concat(b->ctx, out[0], out[1], 0), "gates", il);
     }
     return check(b, hs_attn_sparse(b->ctx, b->impl, p, &a));
 }

@@ -3,8 +3,7 @@
 #include "graph.h"
 
 static struct ggml_tensor * swiglu(struct hs_build * b, struct ggml_tensor * x, struct ggml_tensor * gate, struct ggml_tensor * up, struct ggml_tensor * down) {
-    struct ggml_tensor * act = ggml_swiglu_split(b->ctx, ggml_mul_mat(b->ctx, gate, x), ggml_mul_mat(b->ctx, up, x));
-    return ggml_mul_mat(b->ctx, down, act);
+    return hs_build_linear(b, down, hs_build_swiglu(b, gate, up, x));
 }
 
 // Keep the n_group_used groups with the largest sum of their two best scores; the others' scores become very small.
@@ -27,7 +26,7 @@ static struct ggml_tensor * moe(struct hs_build * b, int il, struct ggml_tensor 
     const struct hs_moe_hparams * m = &b->model->hp.moe;
     const int64_t n_embd = x->ne[0], n = x->ne[1], used = m->n_expert_used;
 
-    struct ggml_tensor * logits = hs_named(ggml_mul_mat(ctx, w->router, x), "ffn_moe_logits", il);         // [n_expert, n]
+    struct ggml_tensor * logits = hs_named(hs_build_linear(b, w->router, x), "ffn_moe_logits", il);         // [n_expert, n]
     struct ggml_tensor * probs = m->gating == HS_GATING_SIGMOID ? ggml_sigmoid(ctx, logits) : ggml_soft_max(ctx, logits);
     struct ggml_tensor * choice = w->router_bias ? ggml_add(ctx, probs, w->router_bias) : probs;
     if (m->n_group > 1 && m->n_group_used < m->n_group) choice = mask_groups(b, m, choice);

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "hs_ops.h"
 #include "status.h"
 #include "weights_load.h"
 
@@ -50,6 +51,7 @@ static int bind_matrix(struct hs_binder * b, const char * fmt, int il, int flags
         return hs_fail(b->err, HS_E_MODEL, "tensor %s: has type %s, expected a float or quantised weight type", t->name, ggml_type_name(t->type));
     }
     const bool repack = b->p->repack && !(flags & BIND_LOOKUP);
+    if (repack && !(flags & BIND_EXPERTS) && hs_linear_is_fast(t->type) && hs_linear_can_pack(t->type, ne0, ne1)) return hs_binder_add_packed(b, t, out);
     return hs_binder_add(b, t, repack ? hs_repack_buft(t->type, t->ne, flags & BIND_EXPERTS) : NULL, out);
 }
 

@@ -72,6 +72,12 @@ int hs_binder_add(struct hs_binder * b, const struct hs_gguf_tensor * t, ggml_ba
     return add(b, e, t->type, t->ne, t->name, out);
 }
 
+int hs_binder_add_packed(struct hs_binder * b, const struct hs_gguf_tensor * t, struct ggml_tensor ** out) {
+    HS_TRY(add(b, (struct hs_bound) { .src = t, .place = PLACE_CPU, .packed = true }, t->type, t->ne, t->name, out));
+    hs_linear_mark(*out);
+    return HS_OK;
+}
+
 static int check_widens(struct hs_binder * b, const struct hs_gguf_tensor * t) {
     if (t->type == GGML_TYPE_F32 || ggml_get_type_traits(t->type)->to_float) return HS_OK;
     return hs_fail(b->err, HS_E_MODEL, "tensor %s: has type %s, expected a float type", t->name, ggml_type_name(t->type));
@@ -134,7 +140,8 @@ static int fill(struct hs_binder * b, const struct hs_bound * e, void ** tmp, si
     const void * data;
     HS_TRY(tensor_bytes(b, e->src, &data, tmp, cap));
     HS_TRY(check_values(b, e->src, data));
-    if (e->place != PLACE_MAPPED) ggml_backend_tensor_set(e->dst, data, 0, (size_t) e->src->size);
+    if (e->packed) hs_linear_pack(e->dst->type, e->dst->ne[0], 0, e->dst->ne[1], data, e->dst->data);
+    else if (e->place != PLACE_MAPPED) ggml_backend_tensor_set(e->dst, data, 0, (size_t) e->src->size);
     return HS_OK;
 }
 

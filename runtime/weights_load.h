@@ -8,7 +8,7 @@ struct hs_bound {
     struct ggml_tensor * dst;
     const struct hs_gguf_tensor * src, * src2; // src2: the window sink of a fused pair
     int  place;                                // index into places
-    bool to_f32, sinks;
+    bool to_f32, sinks, packed;
 };
 
 // A place is a buffer type with a context for its tensors; place 0 is the file mapping, place 1 the CPU buffer type.
@@ -32,6 +32,8 @@ void hs_binder_free(struct hs_binder * b);
 
 // Bind in the file's type; buft NULL: mapped where possible, else copied to CPU memory.
 int hs_binder_add(struct hs_binder * b, const struct hs_gguf_tensor * t, ggml_backend_buffer_type_t buft, struct ggml_tensor ** out);
+// Bind for our own linear op: packed in CPU memory.
+int hs_binder_add_packed(struct hs_binder * b, const struct hs_gguf_tensor * t, struct ggml_tensor ** out);
 // Bind as f32 [n].
 int hs_binder_add_f32(struct hs_binder * b, const struct hs_gguf_tensor * t, struct ggml_tensor ** out, int64_t n);
 // Bind two optional vectors of n as one f32 [n, 2].

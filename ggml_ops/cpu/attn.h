@@ -31,9 +31,12 @@ struct hs_attn {
     float * work;                     // of thread 0; work_elems a thread
 };
 
+struct hs_linear_level;
+
 struct hs_cpu_level {
     const char * name;
     void (*attn)(const struct hs_attn * a, int ith, int nth);
+    const struct hs_linear_level * linear; // linear_level.h
 };
 
 const struct hs_cpu_level * hs_cpu_level_current(void);

@@ -2,6 +2,9 @@
 #define HS_SIMD_SCALAR
 #define HS_ATTN hs_attn_scalar
 #include "schedule.h"
+#include "linear_scalar.h"
+
+static const struct hs_linear_level linear = { linear_quantize, linear_tile, linear_swiglu, false };
 
 extern const struct hs_cpu_level hs_cpu_level_scalar;
-const struct hs_cpu_level hs_cpu_level_scalar = { "scalar", hs_attn_scalar };
+const struct hs_cpu_level hs_cpu_level_scalar = { "scalar", hs_attn_scalar, &linear };

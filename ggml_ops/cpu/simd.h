@@ -182,6 +182,7 @@ HS_INLINE float hs_f16(uint16_t x) { // IEEE half; the exponent is moved by a mu
 }
 HS_INLINE vf vf_load_f16(const uint16_t * p) { return hs_f16(*p); }
 HS_INLINE vf vf_exp(vf x) { return x < -87.0f ? 0.0f : expf(x); }
+HS_INLINE vf vf_round(vf x) { return rintf(x); }
 #endif
 
 #if !defined(HS_SIMD_SCALAR)

@@ -11,6 +11,7 @@ void hs_ref_attn_full(struct ggml_tensor * dst, int ith, int nth, void * userdat
 void hs_ref_select_blocks(struct ggml_tensor * dst, int ith, int nth, void * userdata);
 void hs_ref_attn_sparse(struct ggml_tensor * dst, int ith, int nth, void * userdata);
 void hs_ref_attn_window(struct ggml_tensor * dst, int ith, int nth, void * userdata);
+void hs_ref_linear(struct ggml_tensor * dst, int ith, int nth, void * userdata);
 
 // A key or value cache as one query head of one sequence sees it.
 struct hs_ref_cache {

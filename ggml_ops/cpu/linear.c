@@ -1,0 +1,118 @@
+// CPU kernel of the linear op: x to 8 bits, then sixteen rows of a matrix after another, dealt out from a shared counter.
+// Replaces: one ggml product a matrix, each with its own rounding of x and a barrier of all threads before and behind it. Saves: those barriers, and
+// with SwiGLU a pass over gate and up.
+#include "attn.h"
+#include "cpu.h"
+#include "linear_level.h"
+
+#include <sched.h>
+
+#define TOKENS_AT_ONCE 64 // so many tokens of x stay in the second cache while the rows pass
+
+struct job {
+    struct hs_op_params * p;
+    const struct ggml_tensor * dst, * x;
+    const struct hs_linear_level * level;
+    struct hs_linear_x xq;
+    int64_t n_in, n_tokens;
+};
+
+// Everybody has quantised a share; nobody goes on before. Short: no thread sleeps unless there are more of them than cores.
+static void wait_for_all(struct hs_op_params * p, int nth) {
+    __atomic_add_fetch(&p->sync_ready, 1, __ATOMIC_ACQ_REL);
+    for (int i = 0; __atomic_load_n(&p->sync_ready, __ATOMIC_ACQUIRE) < nth; i++) {
+        if (i > 4096) {
+            sched_yield();
+        }
+#if defined(__x86_64__) || defined(__i386__)
+        __builtin_ia32_pause();
+#endif
+    }
+}
+
+static void quantize(struct job * j, int ith, int nth) {
+    const int64_t n = j->n_tokens, n_blocks = j->n_in / HS_LINEAR_BLOCK;
+    float * line = (float *) j->dst->data + j->p->work_offset;
+    line = (float *) (((uintptr_t) line + HS_LINEAR_LINE - 1) / HS_LINEAR_LINE * HS_LINEAR_LINE);
+    const bool alone = hs_linear_alone(n);
+    j->xq = hs_linear_at(line + (alone ? ith * j->p->work_elems : 0), j->n_in, n);
+    const int64_t from = alone ? 0 : n * ith / nth, to = alone ? n : n * (ith + 1) / nth;
+    const struct hs_linear_x mine = { j->xq.q + from * j->n_in, j->xq.d + from * n_blocks, j->xq.d_sum + from * n_blocks, j->xq.offset + from * n_blocks };
+    j->level->quantize((const float *) j->x->data + from * j->n_in, j->n_in, to - from, &mine);
+    if (!alone) {
+        wait_for_all(j->p, nth);
+    }
+}
+
+// Rows 16 g .. 16 g + 15 of matrix w for all tokens; out: the result [n_out, n_tokens] of this matrix.
+static void rows(const struct job * j, const struct ggml_tensor * w, int64_t g, int64_t tok0, int64_t n, float * out, int64_t stride) {
+    const int64_t n_blocks = j->n_in / HS_LINEAR_BLOCK;
+    const struct hs_linear_tile t = {
+        .type = w->type, .w = (const uint8_t *) w->data + (size_t) g * HS_PACK_ROWS * ggml_row_size(w->type, w->ne[0]), .n_in = j->n_in,
+        .x = { j->xq.q + tok0 * j->n_in, j->xq.d + tok0 * n_blocks, j->xq.d_sum + tok0 * n_blocks, j->xq.offset + tok0 * n_blocks },
+        .n_tokens = n, .out = out, .stride = stride,
+    };
+    j->level->tile(&t);
+}
+
+// Row groups from..to of the node, counted through all its matrices (SwiGLU: of the gate), for all tokens.
+static void groups(const struct job * j, int64_t from, int64_t to) {
+    for (int64_t tok0 = 0; tok0 < j->n_tokens; tok0 += TOKENS_AT_ONCE) {
+        const int64_t n = j->n_tokens - tok0 < TOKENS_AT_ONCE ? j->n_tokens - tok0 : TOKENS_AT_ONCE;
+        float * out = j->dst->data;
+        int64_t first = 0; // group of the matrix's first rows
+        for (int i = 0; i < HS_LINEAR_MAX && j->dst->src[HS_LINEAR_W0 + i]; i++) {
+            const struct ggml_tensor * w = j->dst->src[HS_LINEAR_W0 + i];
+            const int64_t n_out = w->ne[1], end = first + n_out / HS_PACK_ROWS;
+            for (int64_t g = from > first ? from : first; g < to && g < end; g++) {
+                float * at = out + tok0 * n_out + (g - first) * HS_PACK_ROWS;
+                rows(j, w, g - first, tok0, n, at, n_out);
+                if (j->p->swiglu) {
+                    float up[TOKENS_AT_ONCE * HS_PACK_ROWS];
+                    rows(j, j->dst->src[HS_LINEAR_W0 + 1], g, tok0, n, up, HS_PACK_ROWS);
+                    for (int64_t x = 0; x < n; x++) {
+                        j->level->swiglu(at + x * n_out, up + x * HS_PACK_ROWS, HS_PACK_ROWS);
+                    }
+                }
+            }
+            if (j->p->swiglu) {
+                break;
+            }
+            first = end;
+            out += n_out * j->n_tokens;
+        }
+    }
+}
+
+void hs_cpu_linear(struct ggml_tensor * dst, int ith, int nth, void * userdata) {
+    struct hs_op_params * p = userdata;
+    const struct ggml_tensor * x = dst->src[HS_LINEAR_X];
+    nth = nth < p->n_threads_max ? nth : p->n_threads_max;
+    if (ith >= nth) {
+        return;
+    }
+    struct job j = { .p = p, .dst = dst, .x = x, .level = hs_cpu_level_current()->linear, .n_in = x->ne[0], .n_tokens = x->ne[1] };
+    quantize(&j, ith, nth);
+    int64_t total = 0;
+    for (int i = 0; i < (p->swiglu ? 1 : HS_LINEAR_MAX) && dst->src[HS_LINEAR_W0 + i]; i++) {
+        total += dst->src[HS_LINEAR_W0 + i]->ne[1] / HS_PACK_ROWS;
+    }
+    // A thread that loses its core for a while leaves its share to the others; few large pieces keep a piece's weights one stream.
+    const int64_t pieces = 6 * nth < total ? 6 * nth : total;
+    for (int64_t i = ith; i < pieces; i = nth + __atomic_fetch_add(&p->sync_next, 1, __ATOMIC_RELAXED)) {
+        groups(&j, total * i / pieces, total * (i + 1) / pieces);
+    }
+    if (__atomic_add_fetch(&p->sync_done, 1, __ATOMIC_ACQ_REL) == nth) {
+        __atomic_store_n(&p->sync_next, 0, __ATOMIC_RELAXED);
+        __atomic_store_n(&p->sync_ready, 0, __ATOMIC_RELAXED);
+        __atomic_store_n(&p->sync_done, 0, __ATOMIC_RELAXED);
+    }
+}
+
+bool hs_linear_is_fast(enum ggml_type type) { return hs_cpu_level_current()->linear->fast && hs_linear_can_pack(type, HS_LINEAR_BLOCK, HS_PACK_ROWS); }
+
+// Everything that the builder lets through.
+bool hs_cpu_linear_supported(const struct ggml_tensor * node) {
+    const struct hs_op_row * row = hs_op_find(node);
+    return row && row->id == HS_OP_LINEAR;
+}

@@ -1,0 +1,111 @@
+// A tile of the linear op with AVX2: eight rows in the lanes, twice; vpmaddubsw over four columns at a time.
+//
+// Replaces: ggml's dot products of one row and one token. Saves: the horizontal sums; weights unpacked once for up to four tokens; for q4 a block's
+// products are added as 16-bit numbers (8 x 2 x 15 x 127 < 2^15), so a block is widened once.
+// Order of summation: a block's products as integers, blocks ascending in f32, one accumulator an output: the same for any number of tokens or threads.
+#pragma once
+
+#include "linear_x.h"
+
+HS_INLINE __m256 linear_halves(const uint8_t * p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *) (const void *) p)); }
+
+HS_INLINE __m256i linear_word(const int8_t * x) { // four columns of a token, to all lanes
+    int32_t word;
+    memcpy(&word, x, 4);
+    return _mm256_set1_epi32(word);
+}
+
+HS_INLINE __m256i linear_load(const uint8_t * p) { return _mm256_loadu_si256((const __m256i *) (const void *) p); }
+
+// A block of eight rows and nt tokens: integer dot products, without the offset.
+HS_INLINE void linear_dots(const enum ggml_type type, const int nt, const uint8_t * q, const int8_t * x, int64_t n_in, __m256i * out) {
+    const __m256i ones = _mm256_set1_epi16(1), low = _mm256_set1_epi8(15);
+    HS_UNROLL
+    for (int i = 0; i < nt; i++) {
+        out[i] = _mm256_setzero_si256();
+    }
+    if (type == GGML_TYPE_Q8_0) { // |w| and x with w's sign: products of bytes up to 127 never saturate
+        HS_UNROLL
+        for (int c = 0; c < 8; c++) {
+            const __m256i w = _mm256_xor_si256(linear_load(q + 64 * c), _mm256_set1_epi8(-128)), a = _mm256_abs_epi8(w);
+            HS_UNROLL
+            for (int i = 0; i < nt; i++) {
+                const __m256i y = _mm256_sign_epi8(linear_word(x + i * n_in + 4 * c), w);
+                out[i] = _mm256_add_epi32(out[i], _mm256_madd_epi16(_mm256_maddubs_epi16(a, y), ones));
+            }
+        }
+        return;
+    }
+    HS_UNROLL
+    for (int c = 0; c < 4; c++) {
+        const __m256i v = linear_load(q + 64 * c), u0 = _mm256_and_si256(v, low), u1 = _mm256_and_si256(_mm256_srli_epi16(v, 4), low);
+        HS_UNROLL
+        for (int i = 0; i < nt; i++) {
+            const int8_t * y = x + i * n_in + 4 * c;
+            out[i] = _mm256_add_epi16(out[i], _mm256_add_epi16(_mm256_maddubs_epi16(u0, linear_word(y)), _mm256_maddubs_epi16(u1, linear_word(y + 16))));
+        }
+    }
+    HS_UNROLL
+    for (int i = 0; i < nt; i++) {
+        out[i] = _mm256_madd_epi16(out[i], ones);
+    }
+}
+
+// Rows half * 8 .. half * 8 + 7 and nt tokens (constants after inlining, as is the type).
+HS_INLINE void linear_tokens(const enum ggml_type type, const int nt, const struct hs_linear_tile * t, int64_t first, int half) {
+    const int64_t n_blocks = t->n_in / HS_LINEAR_BLOCK;
+    const int factors = type == GGML_TYPE_Q4_1 ? 64 : 32;
+    const uint8_t * w = t->w;
+    __m256 acc[4];
+    HS_UNROLL
+    for (int i = 0; i < nt; i++) {
+        acc[i] = _mm256_setzero_ps();
+    }
+    for (int64_t b = 0; b < n_blocks; b++) {
+        __m256i dot[4];
+        linear_dots(type, nt, w + factors + 32 * half, t->x.q + first * t->n_in + b * HS_LINEAR_BLOCK, t->n_in, dot);
+        const __m256 d = linear_halves(w + 16 * half);
+        HS_UNROLL
+        for (int i = 0; i < nt; i++) {
+            const int64_t at = (first + i) * n_blocks + b;
+            if (type == GGML_TYPE_Q4_0) {
+                dot[i] = _mm256_add_epi32(dot[i], _mm256_set1_epi32(t->x.offset[at]));
+            }
+            acc[i] = _mm256_fmadd_ps(_mm256_mul_ps(d, _mm256_set1_ps(t->x.d[at])), _mm256_cvtepi32_ps(dot[i]), acc[i]);
+            if (type == GGML_TYPE_Q4_1) {
+                acc[i] = _mm256_fmadd_ps(linear_halves(w + 32 + 16 * half), _mm256_set1_ps(t->x.d_sum[at]), acc[i]);
+            }
+        }
+        w += factors + (type == GGML_TYPE_Q8_0 ? 512 : 256);
+    }
+    HS_UNROLL
+    for (int i = 0; i < nt; i++) {
+        _mm256_storeu_ps(t->out + (first + i) * t->stride + 8 * half, acc[i]);
+    }
+}
+
+HS_INLINE void linear_type(const enum ggml_type type, const struct hs_linear_tile * t) {
+    int64_t i = 0;
+    for (; i + 4 <= t->n_tokens; i += 4) {
+        linear_tokens(type, 4, t, i, 0);
+        linear_tokens(type, 4, t, i, 1);
+    }
+    for (; i < t->n_tokens; i++) {
+        linear_tokens(type, 1, t, i, 0);
+        linear_tokens(type, 1, t, i, 1);
+    }
+}
+
+static void linear_q4_0(const struct hs_linear_tile * t) { linear_type(GGML_TYPE_Q4_0, t); }
+static void linear_q4_1(const struct hs_linear_tile * t) { linear_type(GGML_TYPE_Q4_1, t); }
+static void linear_q8_0(const struct hs_linear_tile * t) { linear_type(GGML_TYPE_Q8_0, t); }
+
+static void linear_tile(const struct hs_linear_tile * t) {
+    if (t->type == GGML_TYPE_Q8_0) {
+        linear_q8_0(t);
+    } else if (t->type == GGML_TYPE_Q4_1) {
+        linear_q4_1(t);
+    } else {
+        linear_q4_0(t);
+    }
+}

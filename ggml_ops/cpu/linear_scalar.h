@@ -1,0 +1,34 @@
+// A tile of the linear op in plain C: levels without integer dot products, where the runtime leaves the weights to ggml.
+// Order of summation: a block's products as integers, blocks ascending in f32.
+#pragma once
+
+#include "linear_x.h"
+
+static void linear_tile(const struct hs_linear_tile * t) {
+    const bool has_min = t->type == GGML_TYPE_Q4_1, bytes = t->type == GGML_TYPE_Q8_0;
+    const int64_t n_blocks = t->n_in / HS_LINEAR_BLOCK;
+    const size_t block = ggml_type_size(t->type) * HS_PACK_ROWS;
+    for (int64_t i = 0; i < t->n_tokens; i++) {
+        for (int r = 0; r < HS_PACK_ROWS; r++) {
+            float sum = 0.0f;
+            for (int64_t b = 0; b < n_blocks; b++) {
+                const uint8_t * w = t->w + (size_t) b * block, * q = w + (has_min ? 4 : 2) * HS_PACK_ROWS;
+                const int64_t at = i * n_blocks + b;
+                const int8_t * x = t->x.q + at * HS_LINEAR_BLOCK;
+                int32_t dot = has_min ? 0 : bytes ? 16 * t->x.offset[at] : t->x.offset[at];
+                for (int c = 0; c < HS_LINEAR_BLOCK; c++) {
+                    const int u = bytes ? q[(c / 4 * HS_PACK_ROWS + r) * 4 + c % 4] : q[(c % 16 / 4 * HS_PACK_ROWS + r) * 4 + c % 4] >> (c / 16 * 4) & 15;
+                    dot += u * x[c];
+                }
+                uint16_t half[2] = { 0, 0 };
+                memcpy(half, w + 2 * r, 2);
+                sum += hs_f16(half[0]) * t->x.d[at] * (float) dot;
+                if (has_min) {
+                    memcpy(half + 1, w + 2 * (HS_PACK_ROWS + r), 2);
+                    sum += hs_f16(half[1]) * t->x.d_sum[at];
+                }
+            }
+            t->out[i * t->stride + r] = sum;
+        }
+    }
+}
