@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import multiprocessing
 import os
+import sys
 import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -18,12 +19,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Engine", "EngineSpec", "Worker"]
+__all__ = ["Engine", "EngineSpec", "LlamaCpp", "Ours", "Worker"]
 
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """What to open. name: "full" and "oracle" (or "hysparse") are ours, "llama.cpp" the peer."""
+    """What to open. name: "full" and "oracle" (or "hysparse") are ours, "llama.cpp" the peer; site: a folder to find the peer's package in
+    before any other ("": as installed)."""
 
     name: str
     path: str
@@ -31,6 +33,7 @@ class EngineSpec:
     n_ubatch: int
     n_threads: int
     oracle: bool = False
+    site: str = ""
 
     @property
     def is_peer(self) -> bool:
@@ -154,6 +157,8 @@ class LlamaCpp:
 def serve(pipe: Connection, spec: EngineSpec) -> None:
     """A worker's process: open the engine, then answer (method, arguments) until the pipe closes."""
     try:
+        if spec.site:
+            sys.path.insert(0, spec.site)
         engine: Engine = LlamaCpp(spec) if spec.is_peer else Ours(spec)
         pipe.send(None)
         with contextlib.suppress(EOFError):

@@ -51,7 +51,7 @@ class Shape:
     n_ff_exp: int = 64
 
 
-# SPEC 1: layer pattern and head shapes of the paper's models, widths shrunk. "16-layer" is what bench/context.py compares.
+# SPEC 1: layer pattern and head shapes of the paper's models, widths shrunk. "16-layer" is what bench/vs_llamacpp.py compares.
 PRESETS = {
     "7b-shrunk": Shape(n_layer=36, full_layers=(*range(0, 36, 4), 35), n_head=32, n_head_kv=8, n_embd=512, n_ff=1024),
     "80b-shrunk": Shape(n_layer=49, full_layers=tuple(range(0, 49, 12)), n_head=64, n_head_kv=4, n_embd=256, n_ff=512, n_expert=16),

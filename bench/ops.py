@@ -3,9 +3,9 @@
     python bench/ops.py [--quick] [--rounds 7] [--threads N] [--only REGEX] [--runner PATH] [--results FILE] [-o md|json|csv] [GROUP ...]
 
 `op_runner perf` does the timing, in one process: the nodes of a group (ours, ours without scores, ggml_flash_attn_ext on the same shape)
-are timed in turn in every round, in alternating order. The floor is the larger of two times measured in the same process with as many threads:
-reading K and V once, and the multiply-adds at the peak of f32. GROUPs replace the list of cases, e.g. "full f16 32/8x128 1@8192 | flash f16
-32/8x128 1@8192" (ggml_ops/op_perf_node.h says what a spec is). op_runner is built from this source tree unless --runner names one.
+are timed in turn in every round, in alternating order. The floor is the larger of two times measured in the same process with as many
+threads: reading K and V once, and the multiply-adds at the peak of f32. GROUPs replace the list of cases, e.g. "full f16 32/8x128 1@8192 |
+flash f16 32/8x128 1@8192" (ggml_ops/op_perf_node.h). op_runner is built from this source tree unless --runner names one.
 """
 
 from __future__ import annotations

@@ -10,30 +10,12 @@ import statistics
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Check", "OpRow", "markdown", "rows_of_group"]
+from checks import Check
+
+__all__ = ["OpRow", "markdown", "rows_of_group"]
 
 SPEC = re.compile(r"(?P<kind>\S+) (?P<type>\S+) (?P<heads>\d+/\d+)x(?P<d>\d+) (?P<new>\d+)@(?P<keys>\d+)")
 Node = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Check:
-    """A target beside the value reached. kind: "at least" or "at most"."""
-
-    what: str
-    value: float
-    kind: str
-    target: float
-    unit: str  # "x" or "%"
-
-    @property
-    def met(self) -> bool:
-        return self.value >= self.target if self.kind == "at least" else self.value <= self.target
-
-    def __str__(self) -> str:
-        digits = 2 if self.unit == "x" else 1
-        sign = "≥" if self.kind == "at least" else "≤"
-        return f"{self.what} {self.value:.{digits}f}{self.unit} {sign} {self.target:g}{self.unit}: {'met' if self.met else '**not met**'}"
 
 
 @dataclass(frozen=True)
