@@ -74,8 +74,8 @@ def environment(site: str) -> dict[str, str]:
 
 
 def try_peer(site: str) -> Peer:
-    """The peer in `site` after its smoke test. Raises PeerError: it is not there, or it crashed."""
-    where = site or "as installed"
+    """The peer in `site` after its smoke test; a file BUILD.txt there says how it was built. Raises PeerError: not there, or it crashed."""
+    where = f"in {site}" if site else "as installed"
     done = subprocess.run([sys.executable, str(Path(__file__)), "--smoke"], env=environment(site), capture_output=True, text=True)
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name
@@ -85,7 +85,7 @@ def try_peer(site: str) -> Peer:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise PeerError(f"{PACKAGE} ({where}) cannot be used: {last}")
     note = Path(site, "BUILD.txt") if site else None
-    build = note.read_text().strip() if note and note.exists() else f"build unknown, {where}"
+    build = note.read_text().strip() if note and note.exists() else "build unknown" if site else "as installed"
     return Peer(site, build=build, **json.loads(done.stdout.splitlines()[-1]))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from ladder import PEER
 from vs_report import Row
 
 __all__ = ["plot"]
@@ -42,8 +43,9 @@ def plot(rows: list[Row], titles: dict[str, str], path: Path) -> None:
         for axis, (label, value) in zip(line, PANELS, strict=True):
             for engine, (text, colour, marker) in STYLES.items():
                 points = sorted((r.depth, value(r)) for r in mine if r.engine == engine)
+                size = 7 if engine == PEER else 4.5  # drawn first: to be seen below a line that covers it
                 if points:
-                    (shown[text],) = axis.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=4.5, linewidth=1.6)
+                    (shown[text],) = axis.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=size, linewidth=1.6)
             axis.set_xscale("log", base=2)
             axis.xaxis.set_major_locator(FixedLocator(depths))
             axis.xaxis.set_minor_locator(NullLocator())
