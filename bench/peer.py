@@ -76,6 +76,8 @@ def environment(site: str) -> dict[str, str]:
 def try_peer(site: str) -> Peer:
     """The peer in `site` after its smoke test; a file BUILD.txt there says how it was built. Raises PeerError: not there, or it crashed."""
     where = f"in {site}" if site else "as installed"
+    if site and not Path(site, "llama_cpp").is_dir():
+        raise PeerError(f"there is no llama_cpp in {site}")
     done = subprocess.run([sys.executable, str(Path(__file__)), "--smoke"], env=environment(site), capture_output=True, text=True)
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name
@@ -117,7 +119,7 @@ def find_peer(site: Path | None = None, build: str | None = None) -> Peer:
     """The peer in `site` if one is given; else, with `build` ("auto", "default", "no-amx"), a build of our own; else the installed one,
     or an earlier build. Raises PeerError."""
     if site is not None:
-        return try_peer(str(site))
+        return try_peer(str(site.resolve()))
     if build in BUILDS:
         return try_peer(str(build_peer(build)))
     tried = []
