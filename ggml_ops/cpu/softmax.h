@@ -5,38 +5,7 @@
 // positions only, not on the number of threads (threads that share an item add their parts at its end).
 #pragma once
 
-#include "gemm.h"
-#include "rows.h"
-#include "visible.h"
-
-#define HS_TQ_MAX HS_TILE_ROWS
-
-// The rows of one KV head of one branch in the item at hand, and what each query sees of the tile at hand.
-struct sub {
-    const struct hs_attn * a;
-    const struct hs_branch * br;
-    int64_t seq, head_kv;
-    int32_t nq, n_rep, rows;     // rows: padded, the stride of matrices that have rows in lanes
-    int32_t block_size;          // > 0: keep block maxima
-    bool lanes;                  // qt is filled
-    float * m, * l, * o;         // [rows], [rows], [rows][d_v]
-    float * block_max;           // [n_blocks][rows]
-    struct hs_state_head * head;
-    float * q, * qt, * s, * kv, * row_lo, * row_hi, * row_fix;
-    int32_t lo[HS_TQ_MAX], hi[HS_TQ_MAX]; // query sees keys lo..hi of the tile; lo > hi: none
-};
-
-// Block maxima of blocks up to that of position j_end - 1 are there, fresh ones as "nothing seen".
-static void touch_blocks(struct sub * u, int64_t j0, int64_t j_end) {
-    if (u->head->end_block < 0) {
-        u->head->first_block = u->head->end_block = (int32_t) (j0 / u->block_size);
-    }
-    for (const int64_t end = (j_end - 1) / u->block_size + 1; u->head->end_block < end; u->head->end_block++) {
-        for (int32_t r = 0; r < u->rows; r++) {
-            u->block_max[(int64_t) u->head->end_block * u->rows + r] = HS_MASKED;
-        }
-    }
-}
+#include "few.h"
 
 // Maximum over keys of one vector of rows; with block maxima, block by block.
 static vf lanes_max(struct sub * u, int32_t x, int64_t j0, int32_t nk) {
@@ -82,12 +51,6 @@ static void lanes_mask(struct sub * u, int32_t c0, int32_t c1, int32_t nk) {
     }
 }
 
-static void scale_row(float * o, float f, int32_t n) {
-    for (int32_t d = 0; d < n; d += VL) {
-        vf_store(o + d, vf_mul(vf_load(o + d), vf_set(f)));
-    }
-}
-
 // Many rows: rows in vector lanes, s = exp(logits) as [nk][rows]; columns c0..c1 (multiples of VL), rows r0..r1 of o.
 static void lanes_scores(struct sub * u, const float * k, int64_t j0, int32_t nk, int32_t r0, int32_t r1) {
     const int32_t d = u->a->plan.d_qk, c0 = r0 / VL * VL, c1 = (r1 + VL - 1) / VL * VL;
@@ -112,81 +75,6 @@ static void lanes_scores(struct sub * u, const float * k, int64_t j0, int32_t nk
             scale_row(u->o + (ptrdiff_t) r * u->a->plan.d_v, u->row_fix[r], u->a->plan.d_v);
         }
     }
-}
-
-static float few_max(const float * s, int32_t n) {
-    float best = HS_MASKED;
-    int32_t j = 0;
-    if (n >= VL) {
-        vf v = vf_load(s);
-        for (j = VL; j + VL <= n; j += VL) {
-            v = vf_max(v, vf_load(s + j));
-        }
-        best = vf_hmax(v);
-    }
-    for (; j < n; j++) {
-        best = s[j] > best ? s[j] : best;
-    }
-    return best;
-}
-
-// Few rows: keys in vector lanes. s is [row][HS_TILE_KEYS] and holds the logits of one query's keys lo..hi; s[0] is key lo.
-static void few_softmax(struct sub * u, int64_t j0, int32_t query) {
-    const int32_t d_v = u->a->plan.d_v, r0 = query * u->n_rep, lo = u->lo[query], n = u->hi[query] - lo + 1;
-    for (int32_t r = r0; r < r0 + u->n_rep; r++) {
-        float * s = u->s + (ptrdiff_t) r * HS_TILE_KEYS;
-        float best = HS_MASKED;
-        for (int32_t j = 0; j < n && u->block_size > 0;) {
-            const int64_t block = (j0 + lo + j) / u->block_size, left = (block + 1) * u->block_size - (j0 + lo);
-            const int32_t end = left < n ? (int32_t) left : n;
-            const float x = few_max(s + j, end - j);
-            float * b = u->block_max + block * u->rows + r;
-            *b = x > *b ? x : *b;
-            best = x > best ? x : best;
-            j = end;
-        }
-        if (u->block_size <= 0) {
-            best = few_max(s, n);
-        }
-        const float now = best > u->m[r] ? best : u->m[r];
-        for (int32_t j = n; j % VL != 0; j++) {
-            s[j] = HS_MASKED;
-        }
-        vf sum = vf_set(0.0f);
-        for (int32_t j = 0; j < n; j += VL) {
-            const vf e = vf_exp(vf_sub(vf_load(s + j), vf_set(now)));
-            vf_store(s + j, e);
-            sum = vf_add(sum, e);
-        }
-        if (now != u->m[r]) {
-            const float fix = expf(u->m[r] - now);
-            scale_row(u->o + (ptrdiff_t) r * d_v, fix, d_v);
-            u->l[r] *= fix;
-            u->m[r] = now;
-        }
-        u->l[r] += vf_sum(sum);
-    }
-}
-
-static void few_scores(struct sub * u, const float * k, int64_t j0, int32_t query) {
-    const int32_t d = u->a->plan.d_qk, r0 = query * u->n_rep, lo = u->lo[query], n = u->hi[query] - lo + 1;
-    dots(u->n_rep, n, d, u->q + (ptrdiff_t) r0 * d, k + (ptrdiff_t) lo * d, u->s + (ptrdiff_t) r0 * HS_TILE_KEYS, HS_TILE_KEYS);
-    few_softmax(u, j0, query);
-}
-
-static void few_values(struct sub * u, const float * v, int32_t query) {
-    const int32_t d_v = u->a->plan.d_v, r0 = query * u->n_rep, lo = u->lo[query], n = u->hi[query] - lo + 1;
-    mm(u->n_rep, d_v, n, u->s + (ptrdiff_t) r0 * HS_TILE_KEYS, HS_TILE_KEYS, 1, v + (ptrdiff_t) lo * d_v, d_v, u->o + (ptrdiff_t) r0 * d_v, d_v,
-        true);
-}
-
-static const float * load_runs(struct sub * u, const struct hs_cache * c, const struct hs_run * runs, int32_t n_runs) {
-    float * dst = u->kv;
-    for (int32_t i = 0; i < n_runs; i++) {
-        load_rows(c, u->seq, u->head_kv, runs[i].first, runs[i].end - runs[i].first, dst);
-        dst += (runs[i].end - runs[i].first) * c->t->ne[0];
-    }
-    return u->kv;
 }
 
 // Can the keys or values of one query with few rows be used where they lie? Each is needed once or twice, so a converted copy would not pay.
