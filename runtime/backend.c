@@ -1,11 +1,12 @@
 // Devices and buffer types.
-#define _GNU_SOURCE // sched_getaffinity
+#define _GNU_SOURCE // sched_getaffinity, MADV_HUGEPAGE
 #include "backend.h"
 
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "ggml-cpu.h"
@@ -102,6 +103,16 @@ void hs_backends_set_abort(struct hs_backends * b, ggml_abort_callback cb, void 
 static ggml_backend_dev_t cpu_device(void) { return ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU); }
 
 ggml_backend_buffer_type_t hs_cpu_buft(void) { return ggml_backend_dev_buffer_type(cpu_device()); }
+
+void hs_buffer_use_huge_pages(ggml_backend_buffer_t buf) {
+#ifdef MADV_HUGEPAGE
+    const uintptr_t huge = (uintptr_t) 2 << 20, base = (uintptr_t) ggml_backend_buffer_get_base(buf);
+    const uintptr_t first = (base + huge - 1) / huge * huge, end = (base + ggml_backend_buffer_get_size(buf)) / huge * huge;
+    if (ggml_backend_buffer_is_host(buf) && first < end) (void) madvise((void *) first, end - first, MADV_HUGEPAGE); // advice: may fail
+#else
+    (void) buf;
+#endif
+}
 
 bool hs_cpu_can_multiply(enum ggml_type type) {
     return type >= 0 && type < GGML_TYPE_COUNT && ggml_get_type_traits_cpu(type)->vec_dot != NULL && ggml_blck_size(type) > 0;

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "backend.h"
 #include "status.h"
 
 static int32_t pages_for(int32_t n_tokens, int32_t page_size) { return (int32_t) (((int64_t) n_tokens + page_size - 1) / page_size); }
@@ -71,6 +72,7 @@ static int alloc_caches(struct hs_kv * kv, bool pages, ggml_backend_buffer_type_
             return hs_fail(err, HS_E_MEMORY, "KV %s: cannot allocate %llu bytes (n_ctx %d, n_seq %d)", pages ? "pages" : "rings",
                 (unsigned long long) (pages ? b.pages : b.rings), kv->shape.n_ctx, kv->shape.n_seq);
         }
+        hs_buffer_use_huge_pages(*buf);
     }
     *(pages ? &kv->ctx : &kv->ctx_rings) = ctx;
     return HS_OK;

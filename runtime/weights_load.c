@@ -183,6 +183,7 @@ int hs_binder_load(struct hs_binder * b) {
                 ggml_backend_alloc_ctx_tensors_from_buft_size(b->places[i].ctx, b->places[i].buft), ggml_backend_buft_name(b->places[i].buft));
         }
         ggml_backend_buffer_set_usage(buf, GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+        hs_buffer_use_huge_pages(buf);
         b->w->bufs[b->w->n_bufs++] = buf;
     }
     void * tmp = NULL;

@@ -10,6 +10,8 @@
 
 HS_INLINE __m512 linear_halves(const uint8_t * p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *) (const void *) p)); }
 
+#define LINEAR_AHEAD 4096 // bytes: one token at a time waits for memory, and the hardware's prefetcher stops at every page
+
 HS_INLINE __m512i linear_word(const int8_t * x) { // four columns of a token, to all lanes
     int32_t word;
     memcpy(&word, x, 4);
@@ -27,6 +29,9 @@ HS_INLINE void linear_tokens(const enum ggml_type type, const int nt, const stru
         acc[i] = _mm512_setzero_ps();
     }
     for (int64_t b = 0; b < n_blocks; b++) {
+        for (int i = 0; i < (type == GGML_TYPE_Q8_0 ? 9 : 5) && nt == 1; i++) {
+            _mm_prefetch((const char *) w + LINEAR_AHEAD + 64 * i, _MM_HINT_T0);
+        }
         const __m512 d = linear_halves(w);
         __m512 m = d;
         __m512i u[8];
