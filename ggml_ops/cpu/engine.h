@@ -2,6 +2,7 @@
 // Who does which item is in schedule.h.
 #pragma once
 
+#include "decode.h"
 #include "softmax.h"
 
 // One thread at work.
@@ -129,6 +130,17 @@ static int32_t clamp(int64_t x, int64_t lo, int64_t hi) {
     return (int32_t) (x < lo ? lo : x > hi ? hi : x);
 }
 
+static struct key_walk key_walk_of(const struct sub * u, int32_t token) {
+    struct key_walk w = { .selected = u->br->sel != NULL };
+    if (w.selected) {
+        w.sel = hs_runs_of(u->a, u->br, token, u->head_kv);
+        w.run = hs_next_run(&w.sel);
+    } else {
+        w.run = dense_span(u, token);
+    }
+    return w;
+}
+
 // Window or causal: tiles from..to of the positions in view.
 static void walk_dense(struct sub * u, int32_t tok0, int64_t from, int64_t to) {
     const struct hs_run span = dense_span(u, tok0);
@@ -243,7 +255,9 @@ static void item_walk(const struct core * w, float * state, int64_t from, int64_
                 continue;
             }
             sub_queries(&u, w->tok0);
-            if (u.br->sel) {
+            if (u.nq == 1 && !u.lanes) {
+                decode_walk(&u, key_walk_of(&u, w->tok0), first, end);
+            } else if (u.br->sel) {
                 walk_selected(&u, w->tok0, first, end);
             } else {
                 walk_dense(&u, w->tok0, first, end);

@@ -99,11 +99,6 @@ static void mm(int rows, int n, int depth, const float * a, ptrdiff_t a_row, ptr
     mm_any(false, rows, n, depth, a, a_row, a_step, b, b_row, c, c_row, add);
 }
 
-static void mm_half(int rows, int n, int depth, const float * a, ptrdiff_t a_row, ptrdiff_t a_step, const void * b, ptrdiff_t b_row, float * c,
-    ptrdiff_t c_row, bool add) {
-    mm_any(true, rows, n, depth, a, a_row, a_step, b, b_row, c, c_row, add);
-}
-
 // rows x DOT_KEYS dot products of length d, keys from element k0 on: s[i][0..3]. Lanes are summed last, so the order is fixed by VL alone.
 HS_INLINE void dot_block(const bool half, const int rows, int d, const float * q, const void * k, ptrdiff_t k0, float * s, ptrdiff_t s_row) {
     vf acc[DOT_ROWS][DOT_KEYS];
@@ -167,8 +162,4 @@ HS_INLINE void dots_any(const bool half, int rows, int n_keys, int d, const floa
 
 static void dots(int rows, int n_keys, int d, const float * q, const float * k, float * s, ptrdiff_t s_row) {
     dots_any(false, rows, n_keys, d, q, k, s, s_row);
-}
-
-static void dots_half(int rows, int n_keys, int d, const float * q, const void * k, float * s, ptrdiff_t s_row) {
-    dots_any(true, rows, n_keys, d, q, k, s, s_row);
 }

@@ -49,6 +49,46 @@ HS_INLINE void vf_sum4(vf a, vf b, vf c, vf d, float * out) {
     const __m256 s = _mm256_hadd_ps(ab, cd);
     _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1)));
 }
+// Sums of 16 vectors, lane i that of x[i]: a tree of adds over shuffled pairs, 45 instructions instead of 16 horizontal sums.
+HS_INLINE vf vf_sums(const vf * x) {
+    vf a[8], b[4];
+    HS_UNROLL
+    for (int i = 0; i < 8; i++) { // pairs (leaf i, leaf i + 8); the order of leaves is such that lanes come out in order
+        const int at = (i & 2) / 2 + (i & 1) * 2 + (i & 4) * 2;
+        const vf p = x[at], q = x[at + 4];
+        a[i] = _mm512_add_ps(_mm512_shuffle_f32x4(p, q, 0x44), _mm512_shuffle_f32x4(p, q, 0xee));
+    }
+    HS_UNROLL
+    for (int i = 0; i < 4; i++) {
+        b[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a[i], a[i + 4], 0x88), _mm512_shuffle_f32x4(a[i], a[i + 4], 0xdd));
+    }
+    const vf c = _mm512_add_ps(_mm512_shuffle_ps(b[0], b[2], 0x44), _mm512_shuffle_ps(b[0], b[2], 0xee));
+    const vf d = _mm512_add_ps(_mm512_shuffle_ps(b[1], b[3], 0x44), _mm512_shuffle_ps(b[1], b[3], 0xee));
+    return _mm512_add_ps(_mm512_shuffle_ps(c, d, 0x88), _mm512_shuffle_ps(c, d, 0xdd));
+}
+// The same, out as rows x keys (x[i * keys + j], rows * keys <= 16) to s[i * stride + j]; keys: 2, 4, 8 or 16, a constant.
+HS_INLINE void vf_store_sums(const vf * x, const int rows, const int keys, float * s, int stride) {
+    const vf sum = vf_sums(x);
+    if (keys == 16) {
+        _mm512_storeu_ps(s, sum);
+        return;
+    }
+    const __m256 half[2] = { _mm512_castps512_ps256(sum), _mm512_extractf32x8_ps(sum, 1) };
+    HS_UNROLL
+    for (int i = 0; i < rows; i++) {
+        const __m256 h = half[i * keys / 8];
+        const __m128 quarter = i * keys % 8 < 4 ? _mm256_castps256_ps128(h) : _mm256_extractf128_ps(h, 1);
+        if (keys == 8) {
+            _mm256_storeu_ps(s + i * stride, h);
+        } else if (keys == 4) {
+            _mm_storeu_ps(s + i * stride, quarter);
+        } else if (i % 2 == 0) {
+            _mm_storel_pi((__m64 *) (void *) (s + i * stride), quarter);
+        } else {
+            _mm_storeh_pi((__m64 *) (void *) (s + i * stride), quarter);
+        }
+    }
+}
 HS_INLINE vf vf_keep(float j, vf lo, vf hi, vf x) {
     const vf jj = _mm512_set1_ps(j);
     const __mmask16 in = _mm512_cmp_ps_mask(lo, jj, _CMP_LE_OQ) & _mm512_cmp_ps_mask(jj, hi, _CMP_LE_OQ);

@@ -77,50 +77,6 @@ static void lanes_scores(struct sub * u, const float * k, int64_t j0, int32_t nk
     }
 }
 
-// Can the keys or values of one query with few rows be used where they lie? Each is needed once or twice, so a converted copy would not pay.
-static bool in_place(const struct sub * u, const struct hs_cache * c, int32_t n_runs, int32_t nk) {
-    return !u->lanes && u->nq == 1 && c->t->type != GGML_TYPE_Q8_0 && c->t->ne[1] >= 16 && 16 * n_runs <= nk + 15;
-}
-
-// Logits (values: weighted sums) of one query with few rows, straight from the cache, run by run.
-static void few_in_place(struct sub * u, const struct hs_cache * c, const struct hs_run * runs, int32_t n_runs, bool values) {
-    const int32_t d = (int32_t) c->t->ne[0];
-    float * s = u->s;
-    for (int32_t i = 0; i < n_runs; i++) {
-        for (int64_t j = runs[i].first; j < runs[i].end;) {
-            const void * at;
-            const int32_t n = (int32_t) cache_run(c, u->seq, u->head_kv, j, runs[i].end - j, &at);
-            const bool half = c->t->type == GGML_TYPE_F16;
-            if (values && half) {
-                mm_half(u->n_rep, d, n, s, HS_TILE_KEYS, 1, at, d, u->o, d, true);
-            } else if (values) {
-                mm(u->n_rep, d, n, s, HS_TILE_KEYS, 1, at, d, u->o, d, true);
-            } else if (half) {
-                dots_half(u->n_rep, n, d, u->q, at, s, HS_TILE_KEYS);
-            } else {
-                dots(u->n_rep, n, d, u->q, at, s, HS_TILE_KEYS);
-            }
-            j += n;
-            s += n;
-        }
-    }
-}
-
-// A tile of one query with few rows; it sees all nk keys.
-static void tile_few(struct sub * u, const struct hs_run * runs, int32_t n_runs, int32_t nk) {
-    if (in_place(u, &u->br->k, n_runs, nk)) {
-        few_in_place(u, &u->br->k, runs, n_runs, false);
-        few_softmax(u, runs[0].first, 0);
-    } else {
-        few_scores(u, load_runs(u, &u->br->k, runs, n_runs), runs[0].first, 0);
-    }
-    if (in_place(u, &u->br->v, n_runs, nk)) {
-        few_in_place(u, &u->br->v, runs, n_runs, true);
-    } else {
-        few_values(u, load_runs(u, &u->br->v, runs, n_runs), 0);
-    }
-}
-
 // One tile: the keys of `runs` (nk in all), of which query i sees lo[i]..hi[i]. Block maxima need a single run.
 static void tile(struct sub * u, const struct hs_run * runs, int32_t n_runs, int32_t nk) {
     const int32_t d_v = u->a->plan.d_v;
@@ -134,10 +90,6 @@ static void tile(struct sub * u, const struct hs_run * runs, int32_t n_runs, int
     }
     if (u->block_size > 0) {
         touch_blocks(u, j0, j0 + nk);
-    }
-    if (u->nq == 1 && !u->lanes) {
-        tile_few(u, runs, n_runs, nk);
-        return;
     }
     // All rows at once, unless few of the queries see the tile: then query by query, on the same converted rows.
     // (By lanes only if no two queries share a vector.)

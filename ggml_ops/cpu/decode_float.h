@@ -1,0 +1,235 @@
+// Decode: logits and weighted sums of one query's few rows, straight from cache rows of any type. Included once per level.
+//
+// Replaces: conversion of a tile to f32 rows, then dot products and a small matrix product. Saves: the store and reload of the converted tile; every
+// key and value is converted once, in registers, for all query heads of its group (up to 8 of them).
+// Order of summation: a logit is VL partial sums along d, added as a tree; an output element is summed over keys in order.
+// Rows come as pointers, so it does not matter how a selection scatters them; memory beyond the row in work is fetched ahead by the same pointers.
+#pragma once
+
+#include "sub.h"
+
+enum row_type { ROW_F32, ROW_F16, ROW_Q8_0 };
+
+// The rows of one tile of K or V: n keys, padded by repetition to a multiple of HS_LANES.
+struct tile_rows {
+    const void * row[HS_TILE_KEYS];
+    int32_t n;
+};
+
+// What will be needed next: rows of `bytes` bytes. One row is asked for with every row at work.
+struct ahead {
+    const struct tile_rows * rows;
+    int32_t bytes;
+};
+
+HS_INLINE void fetch_ahead(const struct ahead * a, int32_t j) {
+    if (j < a->rows->n) {
+        const char * p = a->rows->row[j];
+        for (int32_t x = 0; x < a->bytes; x += 64) {
+            __builtin_prefetch(p + x);
+        }
+    }
+}
+
+// VL elements from x on of a row; type is a compile-time constant after inlining, as are rows, keys and cols below.
+HS_INLINE vf row_load(const enum row_type type, const void * row, int x) {
+    if (type == ROW_F16) {
+        return vf_load_f16((const uint16_t *) row + x);
+    }
+    if (type == ROW_Q8_0) {
+        const struct q8_0_block * b = (const struct q8_0_block *) row + x / 32;
+        return vf_mul(vf_set(hs_f16(b->d)), vf_load_i8(b->q + x % 32));
+    }
+    return vf_load((const float *) row + x);
+}
+
+// Logits of `rows` query heads and `keys` keys: s[i * HS_TILE_KEYS + j].
+HS_INLINE void decode_dots_block(const enum row_type type, const int rows, const int keys, int d, const float * q, const void * const * row, float * s) {
+    vf acc[16];
+    HS_UNROLL
+    for (int i = 0; i < 16; i++) {
+        acc[i] = vf_set(0.0f);
+    }
+    for (int x = 0; x < d; x += 2 * VL) {
+        HS_UNROLL
+        for (int y = x; y < x + 2 * VL; y += VL) {
+            vf k[16];
+            HS_UNROLL
+            for (int j = 0; j < keys; j++) {
+                k[j] = row_load(type, row[j], y);
+            }
+            HS_UNROLL
+            for (int i = 0; i < rows; i++) {
+                const vf a = vf_load(q + i * d + y);
+                HS_UNROLL
+                for (int j = 0; j < keys; j++) {
+                    acc[i * keys + j] = vf_fma(a, k[j], acc[i * keys + j]);
+                }
+            }
+        }
+    }
+#if defined(HS_SIMD_AVX512)
+    vf_store_sums(acc, rows, keys, s, HS_TILE_KEYS);
+#else
+    HS_UNROLL
+    for (int i = 0; i < rows; i++) {
+        vf_sum4(acc[i * keys], acc[i * keys + 1], acc[i * keys + 2], acc[i * keys + 3], s + i * HS_TILE_KEYS);
+    }
+#endif
+}
+
+HS_INLINE void decode_dots_pass(const enum row_type type, const int rows, const int keys, int d, const float * q, const struct tile_rows * k, float * s,
+    const struct ahead * next) {
+    for (int32_t j = 0; j < k->n; j += keys) {
+        HS_UNROLL
+        for (int x = 0; x < keys && next; x++) {
+            fetch_ahead(next, j + x);
+        }
+        decode_dots_block(type, rows, keys, d, q, k->row + j, s + j);
+    }
+}
+
+// All rows: as few passes over the keys as registers allow. The first pass fetches ahead.
+HS_INLINE void decode_dots_any(const enum row_type type, int rows, int d, const float * q, const struct tile_rows * k, float * s,
+    const struct ahead * next) {
+    for (int i = 0; i < rows;) {
+        const int left = rows - i;
+        const float * qi = q + (ptrdiff_t) i * d;
+        float * si = s + (ptrdiff_t) i * HS_TILE_KEYS;
+        const struct ahead * fetch = i == 0 ? next : NULL;
+#if defined(HS_SIMD_AVX512)
+        switch (left) {
+            case 1: decode_dots_pass(type, 1, 16, d, qi, k, si, fetch); break;
+            case 2: decode_dots_pass(type, 2, 8, d, qi, k, si, fetch); break;
+            case 3: decode_dots_pass(type, 3, 4, d, qi, k, si, fetch); break;
+            case 4: decode_dots_pass(type, 4, 4, d, qi, k, si, fetch); break;
+            case 5: decode_dots_pass(type, 5, 2, d, qi, k, si, fetch); break;
+            case 6: decode_dots_pass(type, 6, 2, d, qi, k, si, fetch); break;
+            case 7: decode_dots_pass(type, 7, 2, d, qi, k, si, fetch); break;
+            default: decode_dots_pass(type, 8, 2, d, qi, k, si, fetch); break;
+        }
+        i += left < 8 ? left : 8;
+#else
+        if (left >= 4 && DOT_ROWS >= 4) {
+            decode_dots_pass(type, 4, 4, d, qi, k, si, fetch);
+            i += 4;
+        } else if (left >= 2) {
+            decode_dots_pass(type, 2, 4, d, qi, k, si, fetch);
+            i += 2;
+        } else {
+            decode_dots_pass(type, 1, 4, d, qi, k, si, fetch);
+            i += 1;
+        }
+#endif
+    }
+}
+
+static void decode_dots(enum row_type type, int rows, int d, const float * q, const struct tile_rows * k, float * s, const struct ahead * next) {
+    switch (type) {
+        case ROW_F32:  decode_dots_any(ROW_F32, rows, d, q, k, s, next); break;
+        case ROW_F16:  decode_dots_any(ROW_F16, rows, d, q, k, s, next); break;
+        case ROW_Q8_0: decode_dots_any(ROW_Q8_0, rows, d, q, k, s, next); break;
+    }
+}
+
+// o[rows][cols * VL] += p[rows][n] V[n][..], columns x on; all sums stay in registers while the tile's rows pass.
+HS_INLINE void decode_values_block(const enum row_type type, const int rows, const int cols, int d, const float * p, const struct tile_rows * v, int x,
+    float * o, const struct ahead * next) {
+    vf acc[8][8];
+    HS_UNROLL
+    for (int i = 0; i < rows; i++) {
+        HS_UNROLL
+        for (int c = 0; c < cols; c++) {
+            acc[i][c] = vf_load(o + i * d + x + c * VL);
+        }
+    }
+    for (int32_t j = 0; j < v->n; j++) {
+        if (next) {
+            fetch_ahead(next, j);
+        }
+        vf b[8];
+        HS_UNROLL
+        for (int c = 0; c < cols; c++) {
+            b[c] = row_load(type, v->row[j], x + c * VL);
+        }
+        HS_UNROLL
+        for (int i = 0; i < rows; i++) {
+            const vf a = vf_set(p[i * HS_TILE_KEYS + j]);
+            HS_UNROLL
+            for (int c = 0; c < cols; c++) {
+                acc[i][c] = vf_fma(a, b[c], acc[i][c]);
+            }
+        }
+    }
+    HS_UNROLL
+    for (int i = 0; i < rows; i++) {
+        HS_UNROLL
+        for (int c = 0; c < cols; c++) {
+            vf_store(o + i * d + x + c * VL, acc[i][c]);
+        }
+    }
+}
+
+// Blocks of `wide` vectors, then of 2 (d is a multiple of 32, so that is enough for every VL but 1, whose rest is taken one by one).
+HS_INLINE void decode_values_pass(const enum row_type type, const int rows, const int wide, int d, const float * p, const struct tile_rows * v, float * o,
+    const struct ahead * next) {
+    int x = 0;
+    for (; x + wide * VL <= d; x += wide * VL) {
+        decode_values_block(type, rows, wide, d, p, v, x, o, x == 0 ? next : NULL);
+    }
+    for (; x < d; x += 2 * VL) {
+        decode_values_block(type, rows, 2, d, p, v, x, o, x == 0 ? next : NULL);
+    }
+}
+
+HS_INLINE void decode_values_any(const enum row_type type, int rows, int d, const float * p, const struct tile_rows * v, float * o,
+    const struct ahead * next) {
+    for (int i = 0; i < rows;) {
+        const int left = rows - i;
+        const float * pi = p + (ptrdiff_t) i * HS_TILE_KEYS;
+        float * oi = o + (ptrdiff_t) i * d;
+        const struct ahead * fetch = i == 0 ? next : NULL;
+#if defined(HS_SIMD_AVX512)
+        switch (left) {
+            case 1: decode_values_pass(type, 1, 8, d, pi, v, oi, fetch); break;
+            case 2: decode_values_pass(type, 2, 8, d, pi, v, oi, fetch); break;
+            case 3: decode_values_pass(type, 3, 4, d, pi, v, oi, fetch); break;
+            case 4: decode_values_pass(type, 4, 4, d, pi, v, oi, fetch); break;
+            case 5: decode_values_pass(type, 5, 4, d, pi, v, oi, fetch); break;
+            case 6: decode_values_pass(type, 6, 4, d, pi, v, oi, fetch); break;
+            case 7: decode_values_pass(type, 7, 2, d, pi, v, oi, fetch); break;
+            default: decode_values_pass(type, 8, 2, d, pi, v, oi, fetch); break;
+        }
+        i += left < 8 ? left : 8;
+#elif defined(HS_SIMD_AVX2)
+        switch (left) {
+            case 1: decode_values_pass(type, 1, 8, d, pi, v, oi, fetch); break;
+            case 2: decode_values_pass(type, 2, 4, d, pi, v, oi, fetch); break;
+            case 3: decode_values_pass(type, 3, 2, d, pi, v, oi, fetch); break;
+            case 5: decode_values_pass(type, 5, 2, d, pi, v, oi, fetch); break;
+            case 6: decode_values_pass(type, 6, 2, d, pi, v, oi, fetch); break;
+            default: decode_values_pass(type, 4, 2, d, pi, v, oi, fetch); break;
+        }
+        i += left > 6 ? 4 : left;
+#else
+        if (left >= 4) {
+            decode_values_pass(type, 4, 4, d, pi, v, oi, fetch);
+            i += 4;
+        } else if (left >= 2) {
+            decode_values_pass(type, 2, 4, d, pi, v, oi, fetch);
+            i += 2;
+        } else {
+            decode_values_pass(type, 1, 8, d, pi, v, oi, fetch);
+            i += 1;
+        }
+#endif
+    }
+}
+
+static void decode_values(enum row_type type, int rows, int d, const float * p, const struct tile_rows * v, float * o, const struct ahead * next) {
+    switch (type) {
+        case ROW_F32:  decode_values_any(ROW_F32, rows, d, p, v, o, next); break;
+        case ROW_F16:  decode_values_any(ROW_F16, rows, d, p, v, o, next); break;
+        case ROW_Q8_0: decode_values_any(ROW_Q8_0, rows, d, p, v, o, next); break;
+    }
+}
