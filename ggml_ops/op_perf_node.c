@@ -13,7 +13,8 @@
 #define WINDOW 128
 #define RING_NEW 512 // a session's rings hold the window and a ubatch
 #define POOL_ROWS 1021
-#define FAR (TOP_K - 3) // of a "sparse" selection: neither the first block nor the last two
+#define CORE 8         // of a "sparse" selection: blocks that stay for about 128 queries
+#define POOL_BLOCKS 32 // and those out of which every query draws the rest
 
 static const char * const kind_names[HS_PERF_KIND_COUNT] = { "full", "full-noscores", "flash", "sparse", "sparse-random", "select", "window" };
 
@@ -135,25 +136,47 @@ static void draw(int32_t * list, int n, int32_t first, int32_t end, uint64_t * s
     }
 }
 
-// The row of a query whose own block is `last`, of more than TOP_K blocks, in any order. far: what the query before had, its first entry 0 for none.
-static void choose(enum hs_perf_kind kind, int last, int32_t * far, uint64_t * state, int32_t * row) {
+// What the "sparse" selections of a KV head draw from: blocks that nearly every query chooses, and blocks that each query chooses some of.
+struct habit { int32_t core[CORE], pool[POOL_BLOCKS]; int n_pool; };
+
+// Put another number into list[at]: from [1, end), not in the list.
+static void renew(int32_t * list, int n, int at, int32_t end, uint64_t * state) {
+    int32_t fresh;
+    do {
+        fresh = 1 + (int32_t) (next(state) % (uint32_t) (end - 1));
+    } while (has(list, n, fresh));
+    list[at] = fresh;
+}
+
+// The row of a query whose own block is `last`, of more than TOP_K blocks, in any order. h: zero before the first query.
+static void choose(enum hs_perf_kind kind, int last, struct habit * h, uint64_t * state, int32_t * row) {
+    const int32_t end = last - 1; // block 0, the one before the last and the last are in every row
     if (kind == HS_PERF_SPARSE_RANDOM) {
         draw(row, TOP_K, 0, last + 1, state);
         return;
     }
-    if (far[0] == 0) {
-        draw(far, FAR, 1, last - 1, state);
+    if (h->n_pool == 0) {
+        h->n_pool = end - 1 < POOL_BLOCKS ? end - 1 : POOL_BLOCKS;
+        draw(h->core, CORE, 1, end, state);
+        draw(h->pool, h->n_pool, 1, end, state);
     } else {
-        int32_t * one = &far[next(state) % FAR], fresh;
-        do {
-            fresh = 1 + (int32_t) (next(state) % (uint32_t) (last - 2));
-        } while (has(far, FAR, fresh));
-        *one = fresh;
+        if (next(state) % 16 == 0) {
+            renew(h->core, CORE, (int) (next(state) % CORE), end, state);
+        }
+        if (next(state) % 8 == 0 && h->n_pool < end - 1) {
+            renew(h->pool, h->n_pool, (int) (next(state) % (uint32_t) h->n_pool), end, state);
+        }
     }
-    memcpy(row, far, FAR * sizeof(*row));
-    row[FAR] = 0;
-    row[FAR + 1] = last - 1;
-    row[FAR + 2] = last;
+    int n = 0;
+    row[n++] = 0;
+    row[n++] = last - 1;
+    row[n++] = last;
+    memcpy(row + n, h->core, sizeof(h->core));
+    for (n += CORE; n < TOP_K; n++) {
+        do {
+            row[n] = h->pool[next(state) % (uint32_t) h->n_pool];
+        } while (has(row, n, row[n]));
+    }
 }
 
 // Rows of sel for every (query, KV head); adds up visible selected keys, and distinct keys a head, both over heads.
@@ -164,7 +187,7 @@ static bool fill_selection(struct hs_perf_node * n, struct ggml_tensor * sel, do
     char * seen = malloc(n_blocks);
     for (int g = 0; data && seen && g < s->n_head_kv; g++) {
         uint64_t state = 100 + (uint64_t) g;
-        int32_t far[FAR] = { 0 };
+        struct habit habit = { 0 };
         memset(seen, 0, n_blocks);
         for (int t = s->n_keys - s->n_new; t < s->n_keys; t++) {
             const int last = t / BLOCK, count = last + 1 < TOP_K ? last + 1 : TOP_K;
@@ -173,7 +196,7 @@ static bool fill_selection(struct hs_perf_node * n, struct ggml_tensor * sel, do
                 row[x] = x < count ? x : HS_BLOCK_NONE;
             }
             if (last + 1 > TOP_K) {
-                choose(s->kind, last, far, &state, row);
+                choose(s->kind, last, &habit, &state, row);
             }
             qsort(row, (size_t) count, sizeof(*row), ascending);
             for (int x = 0; x < count; x++) {

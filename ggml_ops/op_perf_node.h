@@ -8,8 +8,9 @@
 //   full           hs_attn_full with scores of blocks of 64
 //   full-noscores  the same without scores
 //   flash          ggml_flash_attn_ext: contiguous cache, causal mask for more than one query; no scores
-//   sparse         hs_attn_sparse: 16 blocks of 64, a window of 128 with its own ring, a gate a head. Neighbouring queries share 15 of 16 blocks
-//                  (the first, the last two, and 13 of which one changes from query to query)
+//   sparse         hs_attn_sparse: 16 blocks of 64, a window of 128 with its own ring, a gate a head. Selections as a model's: neighbouring queries
+//                  share about 0.73 of their blocks, queries 16 apart 0.66, and 64 queries choose about 53 different ones. (Measured on SmolLM2-135M,
+//                  oracle mode, code, 6000 tokens: 0.59 to 0.94, 0.43 to 0.92 and 21 to 77, by layer; means 0.75, 0.66 and 52.)
 //   sparse-random  the same, every query with its own random blocks
 //   select         hs_select_blocks, 16 of all
 //   window         hs_attn_window, 128
