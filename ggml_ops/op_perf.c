@@ -124,8 +124,8 @@ static bool time_group(struct group * g, ggml_backend_t backend, int rounds) {
 // NMSE of a node's result against the first node's; NAN where they do not compute the same.
 static double nmse(const struct group * g, int i) {
     const struct hs_perf_spec * a = &g->node[0].spec, * b = &g->node[i].spec;
-    if (i == 0 || a->kind > HS_PERF_FLASH || b->kind > HS_PERF_FLASH || a->type != b->type || a->n_head != b->n_head || a->n_head_kv != b->n_head_kv ||
-        a->d != b->d || a->n_new != b->n_new || a->n_keys != b->n_keys) {
+    const bool same_shape = a->n_head == b->n_head && a->n_head_kv == b->n_head_kv && a->d == b->d && a->n_new == b->n_new && a->n_keys == b->n_keys;
+    if (i == 0 || a->kind > HS_PERF_FLASH || b->kind > HS_PERF_FLASH || a->type != b->type || !same_shape) {
         return NAN;
     }
     const int64_t n = ggml_nelements(g->node[0].out);
@@ -167,10 +167,9 @@ static void print_text(const struct group * g, int rounds, int threads, double f
         const struct hs_perf_node * n = &g->node[i];
         const double us = median(g->us[i], rounds);
         const double read_us = n->bytes / hs_floor_read_per_second((size_t) n->bytes, threads) * 1e6, fma_us = 0.5 * n->flops / fma_per_s * 1e6;
-        printf("%-40s %11.1f us", g->spec[i], us);
-        printf(n->spec.n_new == 1 || n->flops == 0.0 ? "  %7.1f GB/s   " : "  %7.1f GFLOP/s", (n->spec.n_new == 1 || n->flops == 0.0 ? n->bytes : n->flops) /
-            us * 1e-3);
-        printf("  %5.2f of the floor", us / fmax(read_us, fma_us));
+        const bool by_bytes = n->spec.n_new == 1 || n->flops == 0.0;
+        printf("%-40s %11.1f us  %7.1f %-7s", g->spec[i], us, (by_bytes ? n->bytes : n->flops) / us * 1e-3, by_bytes ? "GB/s" : "GFLOP/s");
+        printf("  %6.2f of the floor", us / fmax(read_us, fma_us));
         if (i > 0) {
             double * ratio = malloc((size_t) rounds * sizeof(*ratio));
             for (int r = 0; ratio && r < rounds; r++) {
@@ -201,8 +200,8 @@ int hs_perf(ggml_backend_t backend, const struct hs_perf_options * options) {
         ggml_backend_cpu_set_threadpool(backend, pool);
     }
     printf(o.json ? "{\"level\": \"%s\", \"threads\": %d, \"rounds\": %d, \"fma_per_s\": %.4g}\n" :
-        "level %s, %d threads, %d rounds (medians), %.3g multiply-adds a second at most\n", cpu ? hs_cpu_level() : ggml_backend_name(backend), o.threads,
-        o.rounds, fma_per_s);
+        "level %s, %d threads, %d rounds (medians), %.3g multiply-adds a second at most\n", cpu ? hs_cpu_level() : ggml_backend_name(backend),
+        o.threads, o.rounds, fma_per_s);
     int rc = 0;
     for (int i = 0; i < o.n_groups; i++) {
         if (o.only && regexec(o.only, o.groups[i], 0, NULL, 0) != 0) {

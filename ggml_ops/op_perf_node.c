@@ -66,8 +66,8 @@ static bool fill_normal(struct ggml_tensor * t, uint64_t seed) {
     return x != NULL;
 }
 
-// A cache tensor [d, slots, heads, pages]. Position j of head g is pool row (j + 131 g) % POOL_ROWS and lies in slot j % slots of page table[j / slots]
-// (NULL: page j / slots, or, for a ring, the one page there is). n_keys positions; the rest stays zero.
+// A cache tensor [d, slots, heads, pages]. Position j of head g is pool row (j + 131 g) % POOL_ROWS and lies in slot j % slots of page
+// table[j / slots] (NULL: page j / slots, or, for a ring, the one page there is). n_keys positions; the rest is left as it is.
 static bool fill_cache(struct ggml_tensor * t, uint64_t seed, const int32_t * table, int64_t n_keys) {
     const int64_t d = t->ne[0], slots = t->ne[1], run = PAGE;
     const size_t row = ggml_row_size(t->type, d);
