@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 from engines import EngineSpec, LlamaCpp, Ours
-from peer import environment
 
 __all__ = ["WAYS", "sample"]
 
@@ -48,6 +47,8 @@ def once(way: str, path: str, n_threads: int, n_ctx: int) -> float:
 
 def sample(way: str, path: Path, n_threads: int, n_ctx: int, site: str) -> float:
     """`once` in a fresh process. site: the peer's folder ("": as installed). Raises RuntimeError with its last words."""
+    from peer import environment  # here: a sample's own process must not import more than it uses
+
     command = [sys.executable, __file__, way, str(path), str(n_threads), str(n_ctx)]
     done = subprocess.run(command, env=environment(site), capture_output=True, text=True)
     if done.returncode:
