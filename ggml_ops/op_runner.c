@@ -24,7 +24,7 @@ struct tally { int cases, runs, failed, skipped; struct hs_errors worst[HS_OP_CO
 
 static const char usage[] =
     "usage: op_runner test|perf|support [options] [perf: GROUP...]\n"
-    "  -o OP        only this op: attn_full, select_blocks, attn_sparse, attn_window\n"
+    "  -o OP        only this op: attn_full, select_blocks, attn_sparse, attn_window, linear\n"
     "  -p REGEX     only cases whose name matches (POSIX extended)\n"
     "  -c NAME      only the case of this name, as printed for a failure\n"
     "  -b BACKEND   a ggml backend device, default CPU\n"

@@ -31,27 +31,21 @@ static void wait_for_all(struct hs_op_params * p, int nth) {
 }
 
 static void quantize(struct job * j, int ith, int nth) {
-    const int64_t n = j->n_tokens, n_blocks = j->n_in / HS_LINEAR_BLOCK;
-    float * line = (float *) j->dst->data + j->p->work_offset;
-    line = (float *) (((uintptr_t) line + HS_LINEAR_LINE - 1) / HS_LINEAR_LINE * HS_LINEAR_LINE);
+    const int64_t n = j->n_tokens;
     const bool alone = hs_linear_alone(n);
-    j->xq = hs_linear_at(line + (alone ? ith * j->p->work_elems : 0), j->n_in, n);
+    const uintptr_t work = (uintptr_t) ((float *) j->dst->data + j->p->work_offset), line = (work + HS_LINEAR_LINE - 1) / HS_LINEAR_LINE * HS_LINEAR_LINE;
+    j->xq = (struct hs_linear_x) { (char *) ((float *) line + (alone ? ith * j->p->work_elems : 0)), hs_linear_width(n), j->n_in / HS_LINEAR_BLOCK };
     const int64_t from = alone ? 0 : n * ith / nth, to = alone ? n : n * (ith + 1) / nth;
-    const struct hs_linear_x mine = { j->xq.q + from * j->n_in, j->xq.d + from * n_blocks, j->xq.d_sum + from * n_blocks, j->xq.offset + from * n_blocks };
-    j->level->quantize((const float *) j->x->data + from * j->n_in, j->n_in, to - from, &mine);
+    j->level->quantize(j->x->data, from, to - from, &j->xq);
     if (!alone) {
         wait_for_all(j->p, nth);
     }
 }
 
-// Rows 16 g .. 16 g + 15 of matrix w for all tokens; out: the result [n_out, n_tokens] of this matrix.
+// Rows 16 g .. 16 g + 15 of matrix w for n tokens from tok0 on.
 static void rows(const struct job * j, const struct ggml_tensor * w, int64_t g, int64_t tok0, int64_t n, float * out, int64_t stride) {
-    const int64_t n_blocks = j->n_in / HS_LINEAR_BLOCK;
-    const struct hs_linear_tile t = {
-        .type = w->type, .w = (const uint8_t *) w->data + (size_t) g * HS_PACK_ROWS * ggml_row_size(w->type, w->ne[0]), .n_in = j->n_in,
-        .x = { j->xq.q + tok0 * j->n_in, j->xq.d + tok0 * n_blocks, j->xq.d_sum + tok0 * n_blocks, j->xq.offset + tok0 * n_blocks },
-        .n_tokens = n, .out = out, .stride = stride,
-    };
+    const struct hs_linear_tile t = { .type = w->type, .w = (const uint8_t *) w->data + (size_t) g * HS_PACK_ROWS * ggml_row_size(w->type, w->ne[0]),
+        .x = j->xq, .tok0 = tok0, .n_tokens = n, .out = out, .stride = stride };
     j->level->tile(&t);
 }
 

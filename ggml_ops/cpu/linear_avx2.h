@@ -18,7 +18,7 @@ HS_INLINE __m256i linear_word(const int8_t * x) { // four columns of a token, to
 HS_INLINE __m256i linear_load(const uint8_t * p) { return _mm256_loadu_si256((const __m256i *) (const void *) p); }
 
 // A block of eight rows and nt tokens: integer dot products, without the offset.
-HS_INLINE void linear_dots(const enum ggml_type type, const int nt, const uint8_t * q, const int8_t * x, int64_t n_in, __m256i * out) {
+HS_INLINE void linear_dots(const enum ggml_type type, const int nt, const uint8_t * q, const int8_t * x, __m256i * out) {
     const __m256i ones = _mm256_set1_epi16(1), low = _mm256_set1_epi8(15);
     HS_UNROLL
     for (int i = 0; i < nt; i++) {
@@ -30,7 +30,7 @@ HS_INLINE void linear_dots(const enum ggml_type type, const int nt, const uint8_
             const __m256i w = _mm256_xor_si256(linear_load(q + 64 * c), _mm256_set1_epi8(-128)), a = _mm256_abs_epi8(w);
             HS_UNROLL
             for (int i = 0; i < nt; i++) {
-                const __m256i y = _mm256_sign_epi8(linear_word(x + i * n_in + 4 * c), w);
+                const __m256i y = _mm256_sign_epi8(linear_word(x + i * HS_LINEAR_BLOCK + 4 * c), w);
                 out[i] = _mm256_add_epi32(out[i], _mm256_madd_epi16(_mm256_maddubs_epi16(a, y), ones));
             }
         }
@@ -41,7 +41,7 @@ HS_INLINE void linear_dots(const enum ggml_type type, const int nt, const uint8_
         const __m256i v = linear_load(q + 64 * c), u0 = _mm256_and_si256(v, low), u1 = _mm256_and_si256(_mm256_srli_epi16(v, 4), low);
         HS_UNROLL
         for (int i = 0; i < nt; i++) {
-            const int8_t * y = x + i * n_in + 4 * c;
+            const int8_t * y = x + i * HS_LINEAR_BLOCK + 4 * c;
             out[i] = _mm256_add_epi16(out[i], _mm256_add_epi16(_mm256_maddubs_epi16(u0, linear_word(y)), _mm256_maddubs_epi16(u1, linear_word(y + 16))));
         }
     }
@@ -51,9 +51,9 @@ HS_INLINE void linear_dots(const enum ggml_type type, const int nt, const uint8_
     }
 }
 
-// Rows half * 8 .. half * 8 + 7 and nt tokens (constants after inlining, as is the type).
-HS_INLINE void linear_tokens(const enum ggml_type type, const int nt, const struct hs_linear_tile * t, int64_t first, int half) {
-    const int64_t n_blocks = t->n_in / HS_LINEAR_BLOCK;
+// Rows half * 8 .. half * 8 + 7, tokens slot0 .. slot0 + nt - 1 of a tile of x of `width` (constants after inlining, as is the type, but for slot0).
+HS_INLINE void linear_tokens(const enum ggml_type type, const int width, const int nt, const struct hs_linear_tile * t, char * record, int slot0, int half,
+    float * out) {
     const int factors = type == GGML_TYPE_Q4_1 ? 64 : 32;
     const uint8_t * w = t->w;
     __m256 acc[4];
@@ -61,38 +61,50 @@ HS_INLINE void linear_tokens(const enum ggml_type type, const int nt, const stru
     for (int i = 0; i < nt; i++) {
         acc[i] = _mm256_setzero_ps();
     }
-    for (int64_t b = 0; b < n_blocks; b++) {
+    for (int64_t b = 0; b < t->x.n_blocks; b++) {
         __m256i dot[4];
-        linear_dots(type, nt, w + factors + 32 * half, t->x.q + first * t->n_in + b * HS_LINEAR_BLOCK, t->n_in, dot);
-        const __m256 d = linear_halves(w + 16 * half);
+        linear_dots(type, nt, w + factors + 32 * half, hs_linear_q(record, slot0), dot);
+        const __m256 d = linear_halves(w + 16 * half), m = type == GGML_TYPE_Q4_1 ? linear_halves(w + 32 + 16 * half) : d;
+        const float * xd = hs_linear_d(record, width) + slot0, * xs = hs_linear_d_sum(record, width) + slot0;
+        const int32_t * offset = hs_linear_offset(record, width, false) + slot0;
         HS_UNROLL
         for (int i = 0; i < nt; i++) {
-            const int64_t at = (first + i) * n_blocks + b;
             if (type == GGML_TYPE_Q4_0) {
-                dot[i] = _mm256_add_epi32(dot[i], _mm256_set1_epi32(t->x.offset[at]));
+                dot[i] = _mm256_add_epi32(dot[i], _mm256_set1_epi32(offset[i]));
             }
-            acc[i] = _mm256_fmadd_ps(_mm256_mul_ps(d, _mm256_set1_ps(t->x.d[at])), _mm256_cvtepi32_ps(dot[i]), acc[i]);
+            acc[i] = _mm256_fmadd_ps(_mm256_mul_ps(d, _mm256_set1_ps(xd[i])), _mm256_cvtepi32_ps(dot[i]), acc[i]);
             if (type == GGML_TYPE_Q4_1) {
-                acc[i] = _mm256_fmadd_ps(linear_halves(w + 32 + 16 * half), _mm256_set1_ps(t->x.d_sum[at]), acc[i]);
+                acc[i] = _mm256_fmadd_ps(m, _mm256_set1_ps(xs[i]), acc[i]);
             }
         }
         w += factors + (type == GGML_TYPE_Q8_0 ? 512 : 256);
+        record += width * HS_LINEAR_RECORD;
     }
     HS_UNROLL
     for (int i = 0; i < nt; i++) {
-        _mm256_storeu_ps(t->out + (first + i) * t->stride + 8 * half, acc[i]);
+        _mm256_storeu_ps(out + i * t->stride + 8 * half, acc[i]);
     }
 }
 
 HS_INLINE void linear_type(const enum ggml_type type, const struct hs_linear_tile * t) {
-    int64_t i = 0;
-    for (; i + 4 <= t->n_tokens; i += 4) {
-        linear_tokens(type, 4, t, i, 0);
-        linear_tokens(type, 4, t, i, 1);
+    if (t->x.width == 1) {
+        linear_tokens(type, 1, 1, t, hs_linear_tile_at(&t->x, t->tok0), 0, 0, t->out);
+        linear_tokens(type, 1, 1, t, hs_linear_tile_at(&t->x, t->tok0), 0, 1, t->out);
+        return;
     }
-    for (; i < t->n_tokens; i++) {
-        linear_tokens(type, 1, t, i, 0);
-        linear_tokens(type, 1, t, i, 1);
+    for (int64_t i = 0; i < t->n_tokens;) {
+        char * record = hs_linear_tile_at(&t->x, t->tok0 + i);
+        const int slot = (int) (i % HS_LINEAR_TILE);
+        float * out = t->out + i * t->stride;
+        if (i + 4 <= t->n_tokens) {
+            linear_tokens(type, HS_LINEAR_TILE, 4, t, record, slot, 0, out);
+            linear_tokens(type, HS_LINEAR_TILE, 4, t, record, slot, 1, out);
+            i += 4;
+        } else {
+            linear_tokens(type, HS_LINEAR_TILE, 1, t, record, slot, 0, out);
+            linear_tokens(type, HS_LINEAR_TILE, 1, t, record, slot, 1, out);
+            i++;
+        }
     }
 }
 

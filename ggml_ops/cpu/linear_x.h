@@ -5,29 +5,37 @@
 #include "simd.h"
 
 // Replaces quantize_row_q8_0/q8_1 of ggml's products; the factor stays f32. Sums of a block are exact.
-static void linear_quantize(const float * src, int64_t n_in, int64_t n_tokens, const struct hs_linear_x * x) {
-    for (int64_t b = 0; b < n_tokens * n_in / HS_LINEAR_BLOCK; b++) {
-        const float * s = src + b * HS_LINEAR_BLOCK;
-        int8_t * q = x->q + b * HS_LINEAR_BLOCK;
-        float most = 0.0f;
-        for (int i = 0; i < HS_LINEAR_BLOCK; i += VL) {
-            const vf v = vf_load(s + i), a = vf_max(v, vf_sub(vf_set(0.0f), v));
-            const float m = vf_hmax(a);
-            most = m <= most ? most : m; // a NaN stays
+static void linear_quantize_block(const float * s, char * record, int64_t width, int64_t slot) {
+    int8_t * q = hs_linear_q(record, slot);
+    vf a = vf_set(0.0f);
+    for (int i = 0; i < HS_LINEAR_BLOCK; i += VL) {
+        const vf v = vf_load(s + i);
+        a = vf_max(vf_max(v, vf_sub(vf_set(0.0f), v)), a); // a NaN in v makes vf_max give its second operand or NaN; the sum below finds it
+    }
+    const float most = vf_hmax(a), inv = most > 1e-30f ? 127.0f / most : 0.0f;
+    int32_t sum = 0;
+    float r[HS_LINEAR_BLOCK], check = 0.0f;
+    for (int i = 0; i < HS_LINEAR_BLOCK; i += VL) {
+        vf_store(r + i, vf_round(vf_mul(vf_load(s + i), vf_set(inv))));
+    }
+    for (int i = 0; i < HS_LINEAR_BLOCK; i++) {
+        q[i] = r[i] >= -127.0f && r[i] <= 127.0f ? (int8_t) r[i] : 0;
+        check += r[i] - r[i]; // 0, or NaN
+        sum += q[i];
+    }
+    const float d = most / 127.0f + check; // NaN and infinity go on into the result
+    hs_linear_d(record, width)[slot] = d;
+    hs_linear_d_sum(record, width)[slot] = d * (float) sum;
+    hs_linear_offset(record, width, false)[slot] = -8 * sum;
+    hs_linear_offset(record, width, true)[slot] = -128 * sum;
+}
+
+static void linear_quantize(const float * src, int64_t tok0, int64_t n_tokens, const struct hs_linear_x * x) {
+    for (int64_t t = tok0; t < tok0 + n_tokens; t++) {
+        char * record = hs_linear_tile_at(x, t);
+        for (int64_t b = 0; b < x->n_blocks; b++, record += x->width * HS_LINEAR_RECORD) {
+            linear_quantize_block(src + (t * x->n_blocks + b) * HS_LINEAR_BLOCK, record, x->width, t % x->width);
         }
-        const float inv = most > 1e-30f ? 127.0f / most : 0.0f;
-        int32_t sum = 0;
-        float r[HS_LINEAR_BLOCK];
-        for (int i = 0; i < HS_LINEAR_BLOCK; i += VL) {
-            vf_store(r + i, vf_round(vf_mul(vf_load(s + i), vf_set(inv))));
-        }
-        for (int i = 0; i < HS_LINEAR_BLOCK; i++) {
-            q[i] = r[i] >= -127.0f && r[i] <= 127.0f ? (int8_t) r[i] : 0; // NaN: the factor carries it
-            sum += q[i];
-        }
-        x->d[b] = most / 127.0f;
-        x->d_sum[b] = x->d[b] * (float) sum;
-        x->offset[b] = -8 * sum;
     }
 }
 
