@@ -15,7 +15,7 @@ struct hs_op_result hs_attn_full(struct ggml_context * ctx, enum hs_op_impl impl
     p->n_blocks_max = p->emit_scores ? (int32_t) ((table->ne[0] * k->ne[1] + p->block_size - 1) / p->block_size) : 0;
     p->out_elems = v->ne[0] * n_head * n_tokens;
     p->score_elems = p->n_blocks_max * n_head_kv * n_tokens;
-    p->work_elems = hs_plan_make(q->ne[0], v->ne[0], n_head, (int64_t[2]) { n_head_kv, 0 }, n_tokens, p->n_blocks_max).work_elems;
+    p->work_elems = hs_plan_make(HS_OP_ATTN_FULL, q->ne[0], v->ne[0], n_head, (int64_t[2]) { n_head_kv, 0 }, n_tokens, p).work_elems;
     struct ggml_tensor * src[] = {
         [HS_FULL_Q] = q, [HS_FULL_K] = k, [HS_FULL_V] = v, [HS_FULL_TABLE] = table, [HS_FULL_POS_SEQ] = pos_seq, [HS_FULL_SINKS] = sinks,
     };

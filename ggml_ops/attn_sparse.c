@@ -57,7 +57,7 @@ struct hs_op_result hs_attn_sparse(struct ggml_context * ctx, enum hs_op_impl im
     p->out_elems = d_v * n_head * n_tokens;
     p->score_elems = 0;
     const int64_t n_head_kv[2] = { a->k->ne[2], a->win_k ? a->win_k->ne[2] : 0 };
-    p->work_elems = hs_plan_make(a->q->ne[0], d_v, n_head, n_head_kv, n_tokens, 0).work_elems;
+    p->work_elems = hs_plan_make(HS_OP_ATTN_SPARSE, a->q->ne[0], d_v, n_head, n_head_kv, n_tokens, p).work_elems;
     struct ggml_tensor * src[] = {
         [HS_SPARSE_Q] = a->q, [HS_SPARSE_K] = a->k, [HS_SPARSE_V] = a->v, [HS_SPARSE_SEL] = a->sel, [HS_SPARSE_TABLE] = a->table,
         [HS_SPARSE_POS_SEQ] = a->pos_seq, [HS_SPARSE_WIN_K] = a->win_k, [HS_SPARSE_WIN_V] = a->win_v, [HS_SPARSE_SINKS] = a->sinks,

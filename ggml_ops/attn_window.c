@@ -15,7 +15,7 @@ struct hs_op_result hs_attn_window(struct ggml_context * ctx, enum hs_op_impl im
     p->n_blocks_max = 0;
     p->out_elems = d_v * n_head * n_tokens;
     p->score_elems = 0;
-    p->work_elems = hs_plan_make(q->ne[0], d_v, n_head, (int64_t[2]) { n_head_kv, 0 }, n_tokens, 0).work_elems;
+    p->work_elems = hs_plan_make(HS_OP_ATTN_WINDOW, q->ne[0], d_v, n_head, (int64_t[2]) { n_head_kv, 0 }, n_tokens, p).work_elems;
     struct ggml_tensor * src[] = {
         [HS_WINDOW_Q] = q, [HS_WINDOW_K] = k_ring, [HS_WINDOW_V] = v_ring, [HS_WINDOW_POS_SEQ] = pos_seq, [HS_WINDOW_SINKS] = sinks,
     };

@@ -13,7 +13,7 @@ void hs_cpu_attn_sparse(struct ggml_tensor * dst, int ith, int nth, void * userd
     const int64_t n_tokens = q->ne[2], n_head_kv[2] = { k->ne[2], win_k ? win_k->ne[2] : 0 };
     float * out = dst->data;
     const struct hs_attn a = {
-        .plan = hs_plan_make(q->ne[0], v->ne[0], q->ne[1], n_head_kv, n_tokens, 0),
+        .plan = hs_plan_make(HS_OP_ATTN_SPARSE, q->ne[0], v->ne[0], q->ne[1], n_head_kv, n_tokens, p),
         .p = p, .q = q->data, .pos = pos, .seq = pos + n_tokens, .n_tokens = (int32_t) n_tokens,
         .branch = {
             { .k = { k, table }, .v = { v, table }, .sinks = sink, .window = p->forced ? p->window : 0, .sel = dst->src[HS_SPARSE_SEL] },

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "decode.h"
+#include "prefill.h"
 #include "softmax.h"
 
 // One thread at work.
@@ -21,19 +22,23 @@ static struct hs_state_head * state_head(float * state) {
     return (struct hs_state_head *) (void *) state;
 }
 
-static void state_clear(const struct hs_plan * pl, float * state) {
+// The rows of nq queries, and the padding that vectors of rows touch.
+static void state_clear(const struct hs_plan * pl, float * state, int32_t nq) {
     *state_head(state) = (struct hs_state_head) { -1, -1 };
     for (int b = 0; b < pl->n_branch; b++) {
-        for (int32_t r = 0; r < pl->rows[b]; r++) {
-            state[pl->m[b] + r] = HS_MAX_START;
+        for (int32_t r0 = 0; r0 < pl->rows[b]; r0 += pl->sub_rows[b]) {
+            const int32_t n = hs_round_lanes(nq * pl->n_rep[b]);
+            for (int32_t r = r0; r < r0 + n; r++) {
+                state[pl->m[b] + r] = HS_MAX_START;
+            }
+            memset(state + pl->l[b] + r0, 0, (size_t) n * sizeof(float));
+            memset(state + pl->o[b] + (int64_t) r0 * pl->d_v, 0, (size_t) n * (size_t) pl->d_v * sizeof(float));
         }
-        memset(state + pl->l[b], 0, (size_t) pl->rows[b] * sizeof(float));
-        memset(state + pl->o[b], 0, (size_t) pl->rows[b] * (size_t) pl->d_v * sizeof(float));
     }
 }
 
 // dst += src, two parts of the same item.
-static void state_merge(const struct hs_plan * pl, float * dst, const float * src, bool scores) {
+static void state_merge(const struct hs_plan * pl, float * dst, const float * src, int32_t nq, bool scores) {
     struct hs_state_head * dh = state_head(dst);
     const struct hs_state_head * sh = (const struct hs_state_head *) (const void *) src;
     for (int32_t i = sh->first_block; scores && i < sh->end_block; i++) {
@@ -46,6 +51,9 @@ static void state_merge(const struct hs_plan * pl, float * dst, const float * sr
     dh->end_block = sh->end_block > dh->end_block ? sh->end_block : dh->end_block;
     for (int b = 0; b < pl->n_branch; b++) {
         for (int32_t r = 0; r < pl->rows[b]; r++) {
+            if (r % pl->sub_rows[b] >= nq * pl->n_rep[b]) {
+                continue;
+            }
             float * m = dst + pl->m[b] + r, * l = dst + pl->l[b] + r;
             const float sm = src[pl->m[b] + r], now = sm > *m ? sm : *m;
             const float fd = expf(*m - now), fs = expf(sm - now);
@@ -68,11 +76,13 @@ static struct sub sub_make(const struct core * w, float * state, int b, int32_t 
     const bool scores = w->a->scores && b == 0;
     struct sub u = {
         .a = w->a, .br = br, .seq = w->a->seq[w->tok0], .head_kv = (int64_t) w->chunk * (pl->chunk / pl->n_rep[b]) + c,
-        .nq = w->nq, .n_rep = pl->n_rep[b], .rows = pl->sub_rows[b], .block_size = scores ? w->a->p->block_size : 0,
-        .lanes = w->nq * pl->n_rep[b] > FEW_ROWS, .m = state + pl->m[b] + r0, .l = state + pl->l[b] + r0,
+        .nq = w->nq, .n_rep = pl->n_rep[b], .rows = scores || w->nq > 1 ? pl->sub_rows[b] : hs_round_lanes(pl->n_rep[b]),
+        .block_size = scores ? w->a->p->block_size : 0, .lanes = pl->n_rep[b] > FEW_ROWS, .m = state + pl->m[b] + r0, .l = state + pl->l[b] + r0,
         .o = state + pl->o[b] + r0 * pl->d_v, .block_max = state + pl->block_max, .head = state_head(state),
         .q = w->work + pl->q, .qt = w->work + pl->qt, .s = w->work + pl->s, .kv = w->work + pl->kv,
-        .row_lo = w->work + pl->row_lo, .row_hi = w->work + pl->row_hi, .row_fix = w->work + pl->row_fix,
+        .row_fix = w->work + pl->row_fix,
+        .kt = w->work + pl->kt, .vt = w->work + pl->vt, .see = (struct see *) (void *) (w->work + pl->see),
+        .start = (int32_t *) (void *) (w->work + pl->start), .picks = (int32_t *) (void *) (w->work + pl->picks),
     };
     return u;
 }
@@ -126,10 +136,6 @@ static int64_t sub_units(const struct sub * u, int32_t tok0) {
     return (n + HS_TILE_KEYS - 1) / HS_TILE_KEYS;
 }
 
-static int32_t clamp(int64_t x, int64_t lo, int64_t hi) {
-    return (int32_t) (x < lo ? lo : x > hi ? hi : x);
-}
-
 static struct key_walk key_walk_of(const struct sub * u, int32_t token) {
     struct key_walk w = { .selected = u->br->sel != NULL };
     if (w.selected) {
@@ -141,18 +147,13 @@ static struct key_walk key_walk_of(const struct sub * u, int32_t token) {
     return w;
 }
 
-// Window or causal: tiles from..to of the positions in view.
+// One query, window or causal: tiles from..to of the positions in view.
 static void walk_dense(struct sub * u, int32_t tok0, int64_t from, int64_t to) {
     const struct hs_run span = dense_span(u, tok0);
     for (int64_t x = from; x < to && span.first + x * HS_TILE_KEYS < span.end; x++) {
         struct hs_run run = { span.first + x * HS_TILE_KEYS, span.first + (x + 1) * HS_TILE_KEYS };
         run.end = run.end < span.end ? run.end : span.end;
         const int32_t nk = (int32_t) (run.end - run.first);
-        for (int32_t i = 0; i < u->nq; i++) {
-            const int64_t t = u->a->pos[tok0 + i];
-            u->lo[i] = clamp(window_first(u, t) - run.first, 0, nk);
-            u->hi[i] = clamp(t - run.first, -1, nk - 1);
-        }
         tile(u, &run, 1, nk);
     }
 }
@@ -185,55 +186,7 @@ static void walk_selected(struct sub * u, int32_t tok0, int64_t from, int64_t to
                 run = hs_next_run(&walk);
             }
         }
-        u->lo[0] = 0;
-        u->hi[0] = nk - 1;
         tile(u, runs, n_runs, nk);
-    }
-}
-
-// Selections of several queries: block after block of their union, converted once for all queries that see it.
-static void walk_union(struct sub * u, int32_t tok0) {
-    struct hs_runs q[HS_TQ_MAX];
-    const int64_t size = u->a->p->block_size;
-    for (int32_t i = 0; i < u->nq; i++) {
-        q[i] = hs_runs_of(u->a, u->br, tok0 + i, u->head_kv);
-    }
-    for (int64_t block = 0;; block++) {
-        int64_t next = INT64_MAX; // the first block at or behind `block` that a query sees
-        for (int32_t i = 0; i < u->nq; i++) {
-            for (; q[i].i < q[i].top_k && q[i].sel[q[i].i] >= 0 && q[i].sel[q[i].i] < block; q[i].i++) {
-            }
-            int64_t own = q[i].i < q[i].top_k && q[i].sel[q[i].i] >= 0 ? q[i].sel[q[i].i] : INT64_MAX;
-            if (q[i].tail) {
-                const int64_t w = block == 0 ? 0 : q[i].window_first / size > block ? q[i].window_first / size : block;
-                own = w < own ? w : own;
-            }
-            next = own <= q[i].t / size && own < next ? own : next;
-        }
-        if (next == INT64_MAX) {
-            return;
-        }
-        block = next;
-        struct hs_run see[HS_TQ_MAX], span = { INT64_MAX, 0 };
-        for (int32_t i = 0; i < u->nq; i++) {
-            const bool whole = (q[i].i < q[i].top_k && q[i].sel[q[i].i] == block) || (q[i].zero && block == 0);
-            const int64_t first = whole ? block * size : q[i].window_first > block * size ? q[i].window_first : block * size;
-            const int64_t end = (block + 1) * size < q[i].t + 1 ? (block + 1) * size : q[i].t + 1;
-            see[i] = (struct hs_run) { first, end };
-            if (first < end) {
-                span.first = first < span.first ? first : span.first;
-                span.end = end > span.end ? end : span.end;
-            }
-        }
-        for (int64_t j = span.first; j < span.end; j += HS_TILE_KEYS) {
-            const struct hs_run run = { j, j + HS_TILE_KEYS < span.end ? j + HS_TILE_KEYS : span.end };
-            const int32_t nk = (int32_t) (run.end - run.first);
-            for (int32_t i = 0; i < u->nq; i++) {
-                u->lo[i] = clamp(see[i].first - j, 0, nk);
-                u->hi[i] = clamp(see[i].end - 1 - j, -1, nk - 1);
-            }
-            tile(u, &run, 1, nk);
-        }
     }
 }
 
@@ -245,8 +198,7 @@ static void item_walk(const struct core * w, float * state, int64_t from, int64_
         for (int32_t c = 0; c < pl->chunk / pl->n_rep[b]; c++) {
             struct sub u = sub_make(w, state, b, c);
             if (u.br->sel && u.nq > 1) {
-                sub_queries(&u, w->tok0);
-                walk_union(&u, w->tok0);
+                panel_walk_selected(&u, w->tok0);
                 continue;
             }
             const int64_t n = sub_units(&u, w->tok0), first = from > at ? from - at : 0, end = to - at < n ? to - at : n;
@@ -254,8 +206,12 @@ static void item_walk(const struct core * w, float * state, int64_t from, int64_
             if (first >= end) {
                 continue;
             }
+            if (u.nq > 1) {
+                panel_walk_dense(&u, w->tok0, dense_span(&u, w->tok0), first, end);
+                continue;
+            }
             sub_queries(&u, w->tok0);
-            if (u.nq == 1 && !u.lanes) {
+            if (!u.lanes) {
                 decode_walk(&u, key_walk_of(&u, w->tok0), first, end);
             } else if (u.br->sel) {
                 walk_selected(&u, w->tok0, first, end);

@@ -1,4 +1,4 @@
-// Few rows: keys in vector lanes. Queries one by one on converted keys; the decode path is in decode.h. Included once per level.
+// Few rows: keys in vector lanes. Included once per level.
 #pragma once
 
 #include "sub.h"
@@ -55,16 +55,4 @@ static void few_softmax(struct sub * u, int64_t j0, int32_t query) {
         }
         u->l[r] += vf_sum(sum);
     }
-}
-
-static void few_scores(struct sub * u, const float * k, int64_t j0, int32_t query) {
-    const int32_t d = u->a->plan.d_qk, r0 = query * u->n_rep, lo = u->lo[query], n = u->hi[query] - lo + 1;
-    dots(u->n_rep, n, d, u->q + (ptrdiff_t) r0 * d, k + (ptrdiff_t) lo * d, u->s + (ptrdiff_t) r0 * HS_TILE_KEYS, HS_TILE_KEYS);
-    few_softmax(u, j0, query);
-}
-
-static void few_values(struct sub * u, const float * v, int32_t query) {
-    const int32_t d_v = u->a->plan.d_v, r0 = query * u->n_rep, lo = u->lo[query], n = u->hi[query] - lo + 1;
-    mm(u->n_rep, d_v, n, u->s + (ptrdiff_t) r0 * HS_TILE_KEYS, HS_TILE_KEYS, 1, v + (ptrdiff_t) lo * d_v, d_v, u->o + (ptrdiff_t) r0 * d_v, d_v,
-        true);
 }

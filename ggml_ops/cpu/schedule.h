@@ -41,7 +41,7 @@ static void run_items(struct core * w, int32_t tq) {
             w->tok0 = first;
             w->nq = end - first;
             w->chunk = (int32_t) (mine - item);
-            state_clear(&a->plan, w->work);
+            state_clear(&a->plan, w->work, w->nq);
             item_walk(w, w->work, 0, INT64_MAX);
             item_finish(w, w->work);
         }
@@ -73,7 +73,7 @@ static void run_pieces(struct core * w, int32_t tq, int ith, int nth, bool merge
                         }
                         float * part = thread_work(a, i) + (f > at ? 0 : pl->state_elems);
                         if (sum) {
-                            state_merge(pl, sum, part, a->scores != NULL);
+                            state_merge(pl, sum, part, w->nq, a->scores != NULL);
                         }
                         sum = sum ? sum : part;
                     }
@@ -82,7 +82,7 @@ static void run_pieces(struct core * w, int32_t tq, int ith, int nth, bool merge
                     }
                 } else if (n == 0 ? (from <= at && at < to) || (at == total && ith == nth - 1) : from < last && to > at && from < to) {
                     float * state = w->work + (from > at ? 0 : pl->state_elems);
-                    state_clear(pl, state);
+                    state_clear(pl, state, w->nq);
                     item_walk(w, state, from > at ? from - at : 0, to < last ? to - at : n);
                     if (n == 0 || (from <= at && to >= last)) {
                         item_finish(w, state);
@@ -101,9 +101,8 @@ static void HS_ATTN(const struct hs_attn * a, int ith, int nth) {
     }
     struct core w = { .a = a, .work = thread_work(a, ith) };
     const bool selects = a->branch[0].sel != NULL;
-    // Small blocks: one query at a time, its blocks packed into full tiles.
-    int32_t tq = selects && a->p->block_size < HS_LANES ? 1 : a->plan.tq;
-    const bool pieces = nth > 1 && count_tiles(a, tq) * (a->plan.n_head / a->plan.chunk) < 3 * nth;
+    int32_t tq = a->plan.tq;
+    const bool pieces = hs_plan_cuts(count_tiles(a, tq) * (a->plan.n_head / a->plan.chunk), nth);
     if (pieces) {
         tq = selects ? 1 : tq;
         run_pieces(&w, tq, ith, nth, false);

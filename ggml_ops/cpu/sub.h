@@ -5,9 +5,9 @@
 #include "rows.h"
 #include "visible.h"
 
-#define HS_TQ_MAX HS_TILE_ROWS
+struct see; // prefill.h
 
-// The rows of one KV head of one branch in the item at hand, and what each query sees of the tile at hand.
+// The rows of one KV head of one branch in the item at hand.
 struct sub {
     const struct hs_attn * a;
     const struct hs_branch * br;
@@ -18,8 +18,11 @@ struct sub {
     float * m, * l, * o;         // [rows], [rows], [rows][d_v]
     float * block_max;           // [n_blocks][rows]
     struct hs_state_head * head;
-    float * q, * qt, * s, * kv, * row_lo, * row_hi, * row_fix;
-    int32_t lo[HS_TQ_MAX], hi[HS_TQ_MAX]; // query sees keys lo..hi of the tile; lo > hi: none
+    float * q, * qt, * s, * kv, * row_fix;
+    float * kt, * vt;            // several queries: prefill.h
+    struct see * see;
+    int32_t * start, * picks;
+    int32_t lo[1], hi[1];        // one query: it sees keys lo..hi of the tile; lo > hi: none
 };
 
 // Block maxima of blocks up to that of position j_end - 1 are there, fresh ones as "nothing seen".
