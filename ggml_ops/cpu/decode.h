@@ -62,7 +62,7 @@ static enum row_type row_type_of(const struct hs_cache * c) {
 }
 
 static void decode_tile(struct sub * u, const struct key_tile * t, const struct key_tile * next) {
-    const struct ahead values = { &t->v, (int32_t) u->br->v.t->nb[1] }, keys = { &next->k, (int32_t) u->br->k.t->nb[1] };
+    const struct ahead values = { &t->v, 0, (int32_t) u->br->v.t->nb[1] }, keys = { &next->k, 0, (int32_t) u->br->k.t->nb[1] };
     if (u->block_size > 0) {
         touch_blocks(u, t->first, t->first + t->k.n);
     }

@@ -16,17 +16,18 @@ struct tile_rows {
     int32_t n;
 };
 
-// What will be needed next: rows of `bytes` bytes. One row is asked for with every row at work.
+// What will be needed next: bytes from..to of some rows. With every row at work one of them is asked for, evenly, since a core has only 16 misses in
+// flight. To the second cache: fetching to the first one holds those 16 for longer than the caches behind take to run ahead by themselves.
 struct ahead {
     const struct tile_rows * rows;
-    int32_t bytes;
+    int32_t from, to;
 };
 
 HS_INLINE void fetch_ahead(const struct ahead * a, int32_t j) {
     if (j < a->rows->n) {
         const char * p = a->rows->row[j];
-        for (int32_t x = 0; x < a->bytes; x += 64) {
-            __builtin_prefetch(p + x);
+        for (int32_t x = a->from; x < a->to; x += 64) {
+            __builtin_prefetch(p + x, 0, 2);
         }
     }
 }
@@ -44,13 +45,22 @@ HS_INLINE vf row_load(const enum row_type type, const void * row, int x) {
 }
 
 // Logits of `rows` query heads and `keys` keys: s[i * HS_TILE_KEYS + j].
-HS_INLINE void decode_dots_block(const enum row_type type, const int rows, const int keys, int d, const float * q, const void * const * row, float * s) {
+HS_INLINE void decode_dots_block(const enum row_type type, const int rows, const int keys, int d, const float * q, const void * const * row, float * s,
+    const struct ahead * next, int32_t j0) {
     vf acc[16];
     HS_UNROLL
     for (int i = 0; i < 16; i++) {
         acc[i] = vf_set(0.0f);
     }
-    for (int x = 0; x < d; x += 2 * VL) {
+    const bool fetch = next && j0 < next->rows->n; // the rows behind the last one are copies of it
+    const int32_t lines = fetch ? (next->to * 2 * VL / d + 63) / 64 * 64 : 0;
+    for (int x = 0, at = 0; x < d; x += 2 * VL) {
+        for (const int32_t end = fetch && at + lines < next->to ? at + lines : fetch ? next->to : 0; at < end; at += 64) {
+            HS_UNROLL
+            for (int j = 0; j < keys; j++) {
+                __builtin_prefetch((const char *) next->rows->row[j0 + j] + at, 0, 2);
+            }
+        }
         HS_UNROLL
         for (int y = x; y < x + 2 * VL; y += VL) {
             vf k[16];
@@ -81,11 +91,7 @@ HS_INLINE void decode_dots_block(const enum row_type type, const int rows, const
 HS_INLINE void decode_dots_pass(const enum row_type type, const int rows, const int keys, int d, const float * q, const struct tile_rows * k, float * s,
     const struct ahead * next) {
     for (int32_t j = 0; j < k->n; j += keys) {
-        HS_UNROLL
-        for (int x = 0; x < keys && next; x++) {
-            fetch_ahead(next, j + x);
-        }
-        decode_dots_block(type, rows, keys, d, q, k->row + j, s + j);
+        decode_dots_block(type, rows, keys, d, q, k->row + j, s + j, next, j);
     }
 }
 
@@ -170,15 +176,24 @@ HS_INLINE void decode_values_block(const enum row_type type, const int rows, con
     }
 }
 
-// Blocks of `wide` vectors, then of 2 (d is a multiple of 32, so that is enough for every VL but 1, whose rest is taken one by one).
+// The part of the rows ahead that belongs to columns x .. x + n - 1 of d.
+HS_INLINE struct ahead ahead_part(const struct ahead * a, int x, int n, int d) {
+    const struct ahead part = { a->rows, a->to * x / d / 64 * 64, x + n == d ? a->to : a->to * (x + n) / d / 64 * 64 };
+    return part;
+}
+
+// Blocks of `wide` vectors, then of 2 (d is a multiple of 32, so that is enough).
 HS_INLINE void decode_values_pass(const enum row_type type, const int rows, const int wide, int d, const float * p, const struct tile_rows * v, float * o,
     const struct ahead * next) {
-    int x = 0;
-    for (; x + wide * VL <= d; x += wide * VL) {
-        decode_values_block(type, rows, wide, d, p, v, x, o, x == 0 ? next : NULL);
-    }
-    for (; x < d; x += 2 * VL) {
-        decode_values_block(type, rows, 2, d, p, v, x, o, x == 0 ? next : NULL);
+    for (int x = 0; x < d;) {
+        const int n = x + wide * VL <= d ? wide * VL : 2 * VL;
+        const struct ahead part = next ? ahead_part(next, x, n, d) : (struct ahead) { 0 };
+        if (n == wide * VL) {
+            decode_values_block(type, rows, wide, d, p, v, x, o, next ? &part : NULL);
+        } else {
+            decode_values_block(type, rows, 2, d, p, v, x, o, next ? &part : NULL);
+        }
+        x += n;
     }
 }
 
