@@ -30,7 +30,7 @@ extern "C" {
 
 #define HS_SINK_ABSENT (-1e30f) // a finite "no sink": exp(HS_SINK_ABSENT - m) is 0 for every real logit
 #define HS_BLOCK_NONE  (-1)     // padding in a selection
-#define HS_LINEAR_MAX  3        // matrices that one linear node multiplies by the same x
+#define HS_LINEAR_MAX  5        // matrices that one linear node multiplies by the same x
 #define HS_PACK_ROWS   16       // rows of a packed matrix that lie interleaved
 
 enum hs_op_id { HS_OP_ATTN_FULL, HS_OP_SELECT_BLOCKS, HS_OP_ATTN_SPARSE, HS_OP_ATTN_WINDOW, HS_OP_LINEAR, HS_OP_COUNT };
@@ -39,6 +39,7 @@ enum hs_op_id { HS_OP_ATTN_FULL, HS_OP_SELECT_BLOCKS, HS_OP_ATTN_SPARSE, HS_OP_A
 struct hs_op_params {
     enum hs_op_id op;
     float   scale;         // multiplies q.k before the softmax, usually 1/sqrt(d_qk)
+    float   eps;           // linear with a norm: added to the mean of the squares
     int32_t block_size;    // B: tokens a block (attn_full with scores, select_blocks, attn_sparse)
     int32_t top_k;         // K: blocks selected per (KV head, query)
     int32_t window;        // w: keys seen by the window branch, the current token included; attn_sparse: also the forced window
@@ -107,14 +108,15 @@ struct hs_op_result hs_attn_sparse(struct ggml_context * ctx, enum hs_op_impl im
 struct hs_op_result hs_attn_window(struct ggml_context * ctx, enum hs_op_impl impl, struct hs_op_params * p,
     struct ggml_tensor * q, struct ggml_tensor * k_ring, struct ggml_tensor * v_ring, struct ggml_tensor * pos_seq, struct ggml_tensor * sinks);
 
-// 5. Linear layers on packed weights: out_i = W_i x, for up to HS_LINEAR_MAX matrices that share x; with p->swiglu two, gate and up, and
-//   out = silu(W_gate x) * (W_up x).
-//   x is rounded to 8 bits a block of 32 first, in f32, as the dot products of ggml's quantised types do: d = max |x| / 127, q = rint(x * (127 / max)).
+// 5. Linear layers on packed weights: out_i = W_i y, for up to HS_LINEAR_MAX matrices; with p->swiglu two, gate and up, and
+//   out = silu(W_gate y) * (W_up y). y is x, or with a norm RMSNorm(x): x * (1 / sqrt(mean(x^2) + eps)) * norm, the mean in f64, the rest in f32.
+//   With one matrix and `add`, out = W y + add (the residual stream).
+//   y is rounded to 8 bits a block of 32 first, in f32, as the dot products of ggml's quantised types do: d = max |y| / 127, q = rint(y * (127 / max)).
 //   Sums over a block are exact integers; over blocks f32.
 // x: f32 [n_in, n_tokens], contiguous. w[i]: [n_in, n_out_i], packed by hs_linear_pack (n_in a multiple of 32, n_out_i of HS_PACK_ROWS), which marks
-// the tensor; ggml's own ops must not read it. p->{swiglu, n_threads_max} used.
-struct hs_op_result hs_linear(struct ggml_context * ctx, enum hs_op_impl impl, struct hs_op_params * p, struct ggml_tensor * x,
-    struct ggml_tensor * const * w, int n_w);
+// the tensor; ggml's own ops must not read it. norm: f32 [n_in] or NULL. add: f32 [n_out, n_tokens] or NULL. p->{swiglu, eps, n_threads_max} used.
+struct hs_linear_args { struct ggml_tensor * x, * norm, * add, * w[HS_LINEAR_MAX]; int n_w; };
+struct hs_op_result hs_linear(struct ggml_context * ctx, enum hs_op_impl impl, struct hs_op_params * p, const struct hs_linear_args * a);
 
 // Is there a packed form of a matrix [ne0, ne1] of this type (q4_0, q4_1, q8_0)?
 bool hs_linear_can_pack(enum ggml_type type, int64_t ne0, int64_t ne1);
@@ -132,7 +134,7 @@ enum hs_src_full   { HS_FULL_Q, HS_FULL_K, HS_FULL_V, HS_FULL_TABLE, HS_FULL_POS
 enum hs_src_select { HS_SELECT_SCORES, HS_SELECT_POS_SEQ };
 enum hs_src_sparse { HS_SPARSE_Q, HS_SPARSE_K, HS_SPARSE_V, HS_SPARSE_SEL, HS_SPARSE_TABLE, HS_SPARSE_POS_SEQ, HS_SPARSE_WIN_K, HS_SPARSE_WIN_V,
                      HS_SPARSE_SINKS, HS_SPARSE_GATES };
-enum hs_src_linear { HS_LINEAR_X, HS_LINEAR_W0 };
+enum hs_src_linear { HS_LINEAR_X, HS_LINEAR_NORM, HS_LINEAR_ADD, HS_LINEAR_W0 };
 enum hs_src_window { HS_WINDOW_Q, HS_WINDOW_K, HS_WINDOW_V, HS_WINDOW_POS_SEQ, HS_WINDOW_SINKS };
 
 // One row an op (op_table.c): the one place that lists what exists. cuda and metal are filled by later backends.

@@ -44,53 +44,77 @@ void hs_linear_pack(enum ggml_type type, int64_t ne0, int64_t row0, int64_t n, c
     }
 }
 
-static bool check_weights(const struct hs_build * b, const struct hs_op_params * p, const struct ggml_tensor * x, struct ggml_tensor * const * w, int n_w) {
-    if (n_w < 1 || n_w > HS_LINEAR_MAX || (p->swiglu && n_w != 2)) {
-        return hs_op_fail(b, "n_w", "found %d, expected %s", n_w, p->swiglu ? "2 (gate and up)" : "1 to 3");
+static bool check_weights(const struct hs_build * b, const struct hs_op_params * p, const struct hs_linear_args * a) {
+    const int most = p->swiglu ? 2 : a->add ? 1 : HS_LINEAR_MAX;
+    if (a->n_w < (p->swiglu ? 2 : 1) || a->n_w > most) {
+        return hs_op_fail(b, "n_w", "found %d, expected %s%d%s", a->n_w, p->swiglu || a->add ? "" : "1 to ", most,
+            p->swiglu ? " (gate and up)" : a->add ? " (with add)" : "");
     }
-    for (int i = 0; i < n_w; i++) {
-        if (!w[i] || !hs_linear_is_packed(w[i])) {
-            return hs_op_fail(b, "w", "matrix %d is %s, expected one packed by hs_linear_pack", i, w[i] ? "not packed" : "NULL");
+    for (int i = 0; i < a->n_w; i++) {
+        const struct ggml_tensor * w = a->w[i];
+        if (!w || !hs_linear_is_packed(w)) {
+            return hs_op_fail(b, "w", "matrix %d is %s, expected one packed by hs_linear_pack", i, w ? "not packed" : "NULL");
         }
-        if (!hs_check_ne(b, "w", w[i], 0, x->ne[0], "n_in of x") || !hs_check_ne(b, "w", w[i], 2, 1, "[n_in, n_out]") ||
-            !hs_check_ne(b, "w", w[i], 3, 1, "[n_in, n_out]")) {
+        if (!hs_check_ne(b, "w", w, 0, a->x->ne[0], "n_in of x") || !hs_check_ne(b, "w", w, 2, 1, "[n_in, n_out]") ||
+            !hs_check_ne(b, "w", w, 3, 1, "[n_in, n_out]")) {
             return false;
         }
-        if (!hs_linear_can_pack(w[i]->type, w[i]->ne[0], w[i]->ne[1])) {
-            return hs_op_fail(b, "w", "found %s [%lld, %lld], expected q4_0, q4_1 or q8_0 with whole blocks of 32 and %d rows", ggml_type_name(w[i]->type),
-                (long long) w[i]->ne[0], (long long) w[i]->ne[1], HS_PACK_ROWS);
+        if (!hs_linear_can_pack(w->type, w->ne[0], w->ne[1])) {
+            return hs_op_fail(b, "w", "found %s [%lld, %lld], expected q4_0, q4_1 or q8_0 with whole blocks of 32 and %d rows", ggml_type_name(w->type),
+                (long long) w->ne[0], (long long) w->ne[1], HS_PACK_ROWS);
         }
     }
-    return !p->swiglu || (hs_check_ne(b, "w", w[1], 1, w[0]->ne[1], "rows of gate") && hs_check_tensor(b, "w", w[1], w[0]->type));
+    return !p->swiglu || (hs_check_ne(b, "w", a->w[1], 1, a->w[0]->ne[1], "rows of gate") && hs_check_tensor(b, "w", a->w[1], a->w[0]->type));
 }
 
-struct hs_op_result hs_linear(struct ggml_context * ctx, enum hs_op_impl impl, struct hs_op_params * p, struct ggml_tensor * x,
-    struct ggml_tensor * const * w, int n_w) {
+// x, norm and add.
+static bool check_vectors(const struct hs_build * b, const struct hs_op_params * p, const struct hs_linear_args * a) {
+    if (!hs_check_tensor(b, "x", a->x, GGML_TYPE_F32) || !hs_check_ne(b, "x", a->x, 2, 1, "[n_in, n_tokens]") ||
+        !hs_check_ne(b, "x", a->x, 3, 1, "[n_in, n_tokens]")) {
+        return false;
+    }
+    if (a->norm) {
+        if (!hs_check_tensor(b, "norm", a->norm, GGML_TYPE_F32) || !hs_check_ne(b, "norm", a->norm, 0, a->x->ne[0], "n_in of x")) {
+            return false;
+        }
+        if (!(p->eps >= 0.0f && p->eps < 1.0f)) {
+            return hs_op_fail(b, "eps", "found %g, expected 0 to 1", (double) p->eps);
+        }
+    }
+    return true;
+}
+
+static bool check_add(const struct hs_build * b, const struct hs_linear_args * a) {
+    return !a->add || (hs_check_tensor(b, "add", a->add, GGML_TYPE_F32) && hs_check_ne(b, "add", a->add, 0, a->w[0]->ne[1], "n_out of w") &&
+                       hs_check_ne(b, "add", a->add, 1, a->x->ne[1], "n_tokens of x") && hs_check_ne(b, "add", a->add, 2, 1, "[n_out, n_tokens]"));
+}
+
+struct hs_op_result hs_linear(struct ggml_context * ctx, enum hs_op_impl impl, struct hs_op_params * p, const struct hs_linear_args * a) {
     struct hs_op_result res = { 0 };
     const struct hs_build b = { "linear", &res };
-    if (!hs_check_tensor(&b, "x", x, GGML_TYPE_F32) || !hs_check_ne(&b, "x", x, 2, 1, "[n_in, n_tokens]") ||
-        !hs_check_ne(&b, "x", x, 3, 1, "[n_in, n_tokens]") || !hs_check_min(&b, "n_threads_max", p->n_threads_max, 1) || !check_weights(&b, p, x, w, n_w)) {
+    if (!check_vectors(&b, p, a) || !hs_check_min(&b, "n_threads_max", p->n_threads_max, 1) || !check_weights(&b, p, a) || !check_add(&b, a)) {
         return res;
     }
-    const int64_t n_tokens = x->ne[1];
-    struct ggml_tensor * src[1 + HS_LINEAR_MAX] = { [HS_LINEAR_X] = x };
-    p->out_elems = 0;
-    for (int i = 0; i < n_w; i++) {
-        src[HS_LINEAR_W0 + i] = w[i];
-        p->out_elems += i == 1 && p->swiglu ? 0 : w[i]->ne[1] * n_tokens;
+    const int64_t n_in = a->x->ne[0], n_tokens = a->x->ne[1], line = HS_LINEAR_LINE / (int64_t) sizeof(float);
+    const int n_out = p->swiglu ? 1 : a->n_w;
+    struct ggml_tensor * src[HS_LINEAR_W0 + HS_LINEAR_MAX] = { [HS_LINEAR_X] = a->x, [HS_LINEAR_NORM] = a->norm, [HS_LINEAR_ADD] = a->add };
+    for (int i = 0; i < a->n_w; i++) {
+        src[HS_LINEAR_W0 + i] = a->w[i];
     }
-    const int64_t lines = HS_LINEAR_LINE / (int64_t) sizeof(float);
-    p->score_elems = 0;
-    p->work_elems = impl == HS_IMPL_REF ? 0 : hs_linear_work(x->ne[0], n_tokens);
-    p->work_offset = (p->out_elems + lines - 1) / lines * lines;
+    p->out_elems = p->score_elems = 0;
+    for (int i = 0; i < n_out; i++) {
+        p->out_elems += a->w[i]->ne[1] * n_tokens;
+    }
+    p->work_elems = impl == HS_IMPL_REF ? 0 : hs_linear_work(n_in, n_tokens);
+    p->work_offset = (p->out_elems + line - 1) / line * line;
     const int64_t copies = hs_linear_alone(n_tokens) ? p->n_threads_max : 1;
-    const int64_t ne[3] = { p->work_offset + copies * p->work_elems + lines, 1, 1 };
-    hs_make_node(&b, ctx, impl, HS_OP_LINEAR, p, GGML_TYPE_F32, ne, src, 1 + n_w);
+    const int64_t ne[3] = { p->work_offset + copies * p->work_elems + line, 1, 1 };
+    hs_make_node(&b, ctx, impl, HS_OP_LINEAR, p, GGML_TYPE_F32, ne, src, HS_LINEAR_W0 + a->n_w);
     size_t at = 0;
-    for (int i = 0; i < (p->swiglu ? 1 : n_w); i++) {
-        const int64_t n_out = w[i]->ne[1];
-        res.outs[i] = ggml_view_2d(ctx, res.node, n_out, n_tokens, (size_t) n_out * sizeof(float), at * sizeof(float));
-        at += (size_t) (n_out * n_tokens);
+    for (int i = 0; i < n_out; i++) {
+        const size_t rows = (size_t) a->w[i]->ne[1];
+        res.outs[i] = ggml_view_2d(ctx, res.node, a->w[i]->ne[1], n_tokens, rows * sizeof(float), at * sizeof(float));
+        at += rows * (size_t) n_tokens;
     }
     res.out = res.outs[0];
     return res;

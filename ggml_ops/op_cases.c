@@ -263,7 +263,7 @@ static void window_cases(struct list * l) {
 static void linear_cases(struct list * l) {
     static const enum ggml_type types[] = { GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, Q8 };
     static const int tokens[] = { 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 63, 64, 65, 130 };
-    static const int shapes[][1 + HS_LINEAR_MAX] = { { 32, 16 }, { 64, 32, 16 }, { 576, 48, 16, 16 }, { 96, 208, 64, 64 }, { 1024, 16 }, { 2048, 64, 16 } };
+    static const int shapes[][1 + HS_LINEAR_MAX] = { { 32, 16 }, { 64, 32, 16 }, { 576, 48, 16, 16 }, { 96, 208, 64, 64, 16, 16 }, { 1024, 16 }, { 2048, 64, 16 } };
     for (int t = 0; t < COUNT(types); t++) {
         for (int i = 0; i < COUNT(tokens) + COUNT(shapes); i++) {
             const int * s = shapes[i % COUNT(shapes)];
@@ -272,10 +272,15 @@ static void linear_cases(struct list * l) {
             c.n_in = s[0];
             memcpy(c.n_out, s + 1, sizeof(c.n_out));
             c.data = i % 5 == 4 ? HS_DATA_HUGE : i % 5 == 3 ? HS_DATA_TINY : i % 7 == 5 ? HS_DATA_EQUAL : HS_DATA_NORMAL;
+            c.norm = i % 2 == 1;
             add(l, c);
+            memset(c.n_out + 1, 0, sizeof(c.n_out) - sizeof(c.n_out[0]));
+            c.add = true;
+            add(l, c);
+            c.add = false;
             c.swiglu = true;
+            c.norm = i % 3 == 1;
             c.n_out[1] = c.n_out[0];
-            c.n_out[2] = 0;
             c.data = c.data == HS_DATA_HUGE ? HS_DATA_NORMAL : c.data; // silu(1e4) is 0 or x: nothing to compare
             add(l, c);
         }
@@ -348,8 +353,9 @@ void hs_case_name(const struct hs_case * c, char * out, size_t size) {
     static const char * data[] = { "normal", "equal", "huge", "tiny", "low" }, * sink[] = { "off", "on", "mixed" };
     static const char * gate[] = { "off", "head", "channel" }, * sel[] = { "full", "short", "empty" };
     if (c->op == HS_OP_LINEAR) {
-        snprintf(out, size, "%s(in=%d,out=%d-%d-%d,w=%s,tokens=%d,swiglu=%d,data=%s)", hs_op_table[c->op].name, c->n_in, c->n_out[0], c->n_out[1],
-            c->n_out[2], ggml_type_name(c->type_k), c->fresh[0], c->swiglu, data[c->data]);
+        snprintf(out, size, "%s(in=%d,out=%d-%d-%d-%d-%d,w=%s,tokens=%d,norm=%d,add=%d,swiglu=%d,data=%s)", hs_op_table[c->op].name, c->n_in,
+            c->n_out[0], c->n_out[1], c->n_out[2], c->n_out[3], c->n_out[4], ggml_type_name(c->type_k), c->fresh[0], c->norm, c->add, c->swiglu,
+            data[c->data]);
         return;
     }
     char seq[96] = "";

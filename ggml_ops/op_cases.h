@@ -34,7 +34,7 @@ struct hs_case {
     enum hs_case_sel sel;
     enum hs_case_against against;
     int n_in, n_out[HS_LINEAR_MAX]; // linear: extents of its matrices, of type_k; fresh[0] tokens; the fields above but `data` are unused
-    bool swiglu;
+    bool swiglu, norm, add;
 };
 
 // All cases, in a malloc'ed array. NULL: out of memory.

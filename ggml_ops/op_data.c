@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum tag { TAG_Q = 1, TAG_K, TAG_V, TAG_WIN_K, TAG_WIN_V, TAG_SINK, TAG_GATE, TAG_SCORE, TAG_SEL, TAG_PAGE, TAG_X, TAG_W };
+enum tag { TAG_Q = 1, TAG_K, TAG_V, TAG_WIN_K, TAG_WIN_V, TAG_SINK, TAG_GATE, TAG_SCORE, TAG_SEL, TAG_PAGE, TAG_X, TAG_W, TAG_NORM, TAG_ADD };
 
 static uint64_t mix(uint64_t x) { // the finaliser of splitmix64
     x += 0x9e3779b97f4a7c15u;
@@ -205,7 +205,16 @@ static void * make_matrix(const struct hs_inputs * in, int i) {
 
 static int make_linear(struct hs_inputs * in) {
     in->x = malloc((size_t) in->n_tokens * (size_t) in->c.n_in * sizeof(float));
-    bool ok = in->x != NULL;
+    in->norm = malloc((size_t) in->c.n_in * sizeof(float));
+    in->add = malloc((size_t) in->n_tokens * (size_t) in->c.n_out[0] * sizeof(float));
+    bool ok = in->x && in->norm && in->add;
+    uint64_t norm = key(in, TAG_NORM, 0, 0, 0), more = key(in, TAG_ADD, 0, 0, 0);
+    for (int i = 0; ok && i < in->c.n_in; i++) {
+        in->norm[i] = 1.0f + 0.3f * normal(&norm);
+    }
+    for (int i = 0; ok && i < in->n_tokens * in->c.n_out[0]; i++) {
+        in->add[i] = normal(&more);
+    }
     for (int i = 0; i < HS_LINEAR_MAX && in->c.n_out[i] > 0; i++) {
         in->w[i] = make_matrix(in, i);
         ok = ok && in->w[i];
@@ -260,7 +269,7 @@ int hs_inputs_make(const struct hs_case * c, struct hs_inputs * in) {
 
 void hs_inputs_free(struct hs_inputs * in) {
     void * all[] = { in->q, in->sinks, in->gates, in->scores, in->table, in->pos_seq, in->sel, in->k_pages, in->v_pages, in->k_ring, in->v_ring, in->x,
-        in->w[0], in->w[1], in->w[2] };
+        in->norm, in->add, in->w[0], in->w[1], in->w[2], in->w[3], in->w[4] };
     for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++) {
         free(all[i]);
     }

@@ -11,7 +11,7 @@ struct hs_inputs {
     float * q, * sinks, * gates, * scores; // sinks: [n_head, 2], the first row alone for ops with one softmax
     int32_t * table, * pos_seq, * sel;
     void * k_pages, * v_pages, * k_ring, * v_ring;
-    float * x;                   // linear: [n_in, n_tokens]
+    float * x, * norm, * add;    // linear: [n_in, n_tokens], [n_in], [n_out[0], n_tokens]
     void * w[HS_LINEAR_MAX];     // linear: packed matrices
 };
 

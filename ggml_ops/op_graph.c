@@ -77,16 +77,17 @@ static void build_sparse(struct hs_case_graph * g, struct builder * b, enum hs_o
 
 static void build_linear(struct hs_case_graph * g, struct builder * b, enum hs_op_impl impl) {
     const struct hs_case * c = &b->in->c;
-    struct ggml_tensor * w[HS_LINEAR_MAX];
-    int n = 0;
-    for (; n < HS_LINEAR_MAX && c->n_out[n] > 0; n++) {
-        w[n] = input(b, c->type_k, c->n_in, c->n_out[n], 1, 1, b->in->w[n]);
-        hs_linear_mark(w[n]);
+    struct hs_linear_args a = { .x = input(b, GGML_TYPE_F32, c->n_in, b->in->n_tokens, 1, 1, b->in->x) };
+    for (; a.n_w < HS_LINEAR_MAX && c->n_out[a.n_w] > 0; a.n_w++) {
+        a.w[a.n_w] = input(b, c->type_k, c->n_in, c->n_out[a.n_w], 1, 1, b->in->w[a.n_w]);
+        hs_linear_mark(a.w[a.n_w]);
     }
-    struct ggml_tensor * x = input(b, GGML_TYPE_F32, c->n_in, b->in->n_tokens, 1, 1, b->in->x);
+    a.norm = c->norm ? input(b, GGML_TYPE_F32, c->n_in, 1, 1, 1, b->in->norm) : NULL;
+    a.add = c->add ? input(b, GGML_TYPE_F32, c->n_out[0], b->in->n_tokens, 1, 1, b->in->add) : NULL;
     g->params.swiglu = c->swiglu;
+    g->params.eps = 1e-5f;
     g->guard[0] = guard(b);
-    g->res = hs_linear(b->ctx, impl, &g->params, x, w, n);
+    g->res = hs_linear(b->ctx, impl, &g->params, &a);
     g->guard[1] = guard(b);
     if (g->res.node) { // the results of all matrices lie one behind the other
         g->res.out = ggml_view_1d(b->ctx, g->res.node, g->params.out_elems, 0);

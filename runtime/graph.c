@@ -17,10 +17,6 @@ struct ggml_tensor * hs_named(struct ggml_tensor * t, const char * name, int il)
     return t;
 }
 
-struct ggml_tensor * hs_build_norm(struct hs_build * b, struct ggml_tensor * x, struct ggml_tensor * weight) {
-    return ggml_mul(b->ctx, ggml_rms_norm(b->ctx, x, b->model->hp.rms_eps), weight);
-}
-
 static struct ggml_tensor * input(struct hs_build * b, enum ggml_type type, int64_t ne0, int64_t ne1, const char * name) {
     struct ggml_tensor * t = ggml_new_tensor_2d(b->ctx, type, ne0, ne1);
     ggml_set_input(t);
@@ -48,6 +44,7 @@ int hs_graph_build(struct hs_build * b, int32_t n_tokens, int32_t n_out, struct 
     memset(out, 0, sizeof *out);
     out->n_tokens = n_tokens;
     out->n_out = n_out;
+    out->plain = b->plain;
     out->gf = ggml_new_graph_custom(ctx, hs_graph_max_nodes(b->model), false);
     b->g = out;
     b->n_params = 0;
@@ -58,21 +55,14 @@ int hs_graph_build(struct hs_build * b, int32_t n_tokens, int32_t n_out, struct 
     for (int il = 0; il < n_layer; il++) {
         const bool last = il == n_layer - 1;
         const bool write_only = last && n_out == 0; // no logits wanted: the last layer only has to fill its cache
-        struct ggml_tensor * norm = hs_named(hs_build_norm(b, x, w->layers[il].attn_norm), "attn_norm", il);
-        struct ggml_tensor * attn = hs_build_attn(b, il, norm, write_only);
+        struct hs_input in = { .x = x, .norm = w->layers[il].attn_norm, .name = "attn_norm", .il = il };
+        x = hs_build_attn(b, il, &in, write_only, last && out->out_ids); // from the last attention on only the rows that become logits
         if (b->rc != HS_OK) return b->rc;
         if (write_only) return HS_OK;
-        if (last && out->out_ids) { // from here on only the rows that become logits
-            attn = ggml_get_rows(ctx, attn, out->out_ids);
-            x = ggml_get_rows(ctx, x, out->out_ids);
-        }
-        x = hs_named(ggml_add(ctx, x, attn), "ffn_inp", il);
-        norm = hs_named(hs_build_norm(b, x, w->layers[il].ffn_norm), "ffn_norm", il);
-        struct ggml_tensor * ffn = hs_named(hs_build_ffn(b, il, norm), "ffn_out", il);
-        x = hs_named(ggml_add(ctx, x, ffn), "l_out", il);
+        x = hs_named(hs_build_ffn(b, il, hs_named(x, "ffn_inp", il)), "l_out", il);
     }
-    x = hs_named(hs_build_norm(b, x, w->output_norm), "result_norm", -1);
-    out->logits = hs_named(hs_build_linear(b, w->output, x), "result_output", -1);
+    struct hs_input in = { .x = x, .norm = w->output_norm, .name = "result_norm", .il = -1 };
+    out->logits = hs_named(hs_build_linear(b, &in, w->output), "result_output", -1);
     if (b->rc != HS_OK) return b->rc;
     ggml_set_output(out->logits);
     ggml_build_forward_expand(out->gf, out->logits);

@@ -8,6 +8,7 @@
 
 struct hs_graph {
     int32_t n_tokens, n_out;
+    bool plain;
     struct ggml_cgraph * gf;
     // inputs
     struct ggml_tensor * tokens;                 // i32 [n_tokens]
@@ -24,6 +25,7 @@ struct hs_build {
     const struct hs_model * model;
     const struct hs_kv * kv;
     enum hs_op_impl impl;
+    bool plain;                                      // every named stage is a node of its own, for hs_session_capture
     int32_t n_threads_max;
     struct ggml_context * ctx;
     struct hs_graph * g;
@@ -41,13 +43,24 @@ int hs_graph_build(struct hs_build * b, int32_t n_tokens, int32_t n_out, struct 
 
 // A named node: "attn_norm-3" (il < 0: no number). Names are what hs_session_capture hands out.
 struct ggml_tensor * hs_named(struct ggml_tensor * t, const char * name, int il);
-// W x, [n_out, n_tokens]. Of up to HS_LINEAR_MAX layers that share x, with their biases, into out[]. silu(gate x) * (up x).
-struct ggml_tensor * hs_build_linear(struct hs_build * b, struct ggml_tensor * w, struct ggml_tensor * x);
-void hs_build_linears(struct hs_build * b, struct ggml_tensor * x, const struct hs_linear * l, int n, struct ggml_tensor ** out);
-struct ggml_tensor * hs_build_swiglu(struct hs_build * b, struct ggml_tensor * gate, struct ggml_tensor * up, struct ggml_tensor * x);
 struct ggml_tensor * hs_build_norm(struct hs_build * b, struct ggml_tensor * x, struct ggml_tensor * weight);
 
-// x: normed input [n_embd, n_tokens]. Writes this layer's k and v to its cache; then, unless write_only, returns the attention output after W_o.
-// out_ids (may be NULL): only those tokens' outputs are wanted.
-struct ggml_tensor * hs_build_attn(struct hs_build * b, int il, struct ggml_tensor * x, bool write_only);
+// --- graph_linear.c ---
+// The input of some matrices: x [n_embd, n_tokens] and the norm before them (NULL: none). y: the normed value as a node, once somebody needs it.
+struct hs_input { struct ggml_tensor * x, * norm, * y; const char * name; int il; };
+struct ggml_tensor * hs_build_input(struct hs_build * b, struct hs_input * in); // y
+// W y + b, [n_out, n_tokens]: of up to HS_LINEAR_MAX layers into out[]; of one matrix without bias.
+void hs_build_linears(struct hs_build * b, struct hs_input * in, const struct hs_linear * l, int n, struct ggml_tensor ** out);
+struct ggml_tensor * hs_build_linear(struct hs_build * b, struct hs_input * in, struct ggml_tensor * w);
+// W x + b + add; name: of W x + b, where it is a node.
+struct ggml_tensor * hs_build_residual(struct hs_build * b, const struct hs_linear * l, struct ggml_tensor * x, struct ggml_tensor * add, const char * name,
+    int il);
+// silu(W_gate y) * (W_up y)
+struct ggml_tensor * hs_build_swiglu(struct hs_build * b, struct hs_input * in, struct ggml_tensor * gate, struct ggml_tensor * up);
+
+// --- the halves of a layer ---
+// in: the residual stream and the layer's norm. Writes this layer's k and v to its cache; then, unless write_only, gives the residual stream with the
+// attention output added. picked: of the tokens that become logits only.
+struct ggml_tensor * hs_build_attn(struct hs_build * b, int il, struct hs_input * in, bool write_only, bool picked);
+// The residual stream x with the FFN's output added.
 struct ggml_tensor * hs_build_ffn(struct hs_build * b, int il, struct ggml_tensor * x);

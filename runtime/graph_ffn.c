@@ -2,10 +2,6 @@
 // that only steers the choice, optional groups, optional shared experts).
 #include "graph.h"
 
-static struct ggml_tensor * swiglu(struct hs_build * b, struct ggml_tensor * x, struct ggml_tensor * gate, struct ggml_tensor * up, struct ggml_tensor * down) {
-    return hs_build_linear(b, down, hs_build_swiglu(b, gate, up, x));
-}
-
 // Keep the n_group_used groups with the largest sum of their two best scores; the others' scores become very small.
 static struct ggml_tensor * mask_groups(struct hs_build * b, const struct hs_moe_hparams * m, struct ggml_tensor * choice) {
     struct ggml_context * ctx = b->ctx;
@@ -26,7 +22,8 @@ static struct ggml_tensor * moe(struct hs_build * b, int il, struct ggml_tensor 
     const struct hs_moe_hparams * m = &b->model->hp.moe;
     const int64_t n_embd = x->ne[0], n = x->ne[1], used = m->n_expert_used;
 
-    struct ggml_tensor * logits = hs_named(hs_build_linear(b, w->router, x), "ffn_moe_logits", il);         // [n_expert, n]
+    struct hs_input in = { .x = x };
+    struct ggml_tensor * logits = hs_named(hs_build_linear(b, &in, w->router), "ffn_moe_logits", il);        // [n_expert, n]
     struct ggml_tensor * probs = m->gating == HS_GATING_SIGMOID ? ggml_sigmoid(ctx, logits) : ggml_soft_max(ctx, logits);
     struct ggml_tensor * choice = w->router_bias ? ggml_add(ctx, probs, w->router_bias) : probs;
     if (m->n_group > 1 && m->n_group_used < m->n_group) choice = mask_groups(b, m, choice);
@@ -52,11 +49,17 @@ static struct ggml_tensor * moe(struct hs_build * b, int il, struct ggml_tensor 
         out = out ? ggml_add(ctx, out, one) : one;
     }
     if (used == 1) out = ggml_cont(ctx, out);
-    if (w->gate_shexp) out = ggml_add(ctx, out, swiglu(b, x, w->gate_shexp, w->up_shexp, w->down_shexp));
+    if (w->gate_shexp) {
+        const struct hs_linear shared = { w->down_shexp, NULL };
+        out = hs_build_residual(b, &shared, hs_build_swiglu(b, &in, w->gate_shexp, w->up_shexp), out, "ffn_shexp", il);
+    }
     return out;
 }
 
 struct ggml_tensor * hs_build_ffn(struct hs_build * b, int il, struct ggml_tensor * x) {
     const struct hs_layer_weights * w = &b->model->weights.layers[il];
-    return b->model->plan.layers[il].moe ? moe(b, il, x) : swiglu(b, x, w->gate, w->up, w->down);
+    struct hs_input in = { .x = x, .norm = w->ffn_norm, .name = "ffn_norm", .il = il };
+    if (b->model->plan.layers[il].moe) return ggml_add(b->ctx, x, hs_named(moe(b, il, hs_build_input(b, &in)), "ffn_out", il));
+    const struct hs_linear down = { w->down, NULL };
+    return hs_build_residual(b, &down, hs_build_swiglu(b, &in, w->gate, w->up), x, "ffn_out", il);
 }

@@ -1,4 +1,5 @@
-// Weights times activations: packed weights by our own op, several matrices that share their input in one node; all others by ggml's product.
+// Weights times activations. Packed weights go to our own op: several matrices that share their input in one node, with the norm before them and the
+// residual sum behind. All others are ggml's products, the norm and the sum nodes of their own; so are all in a plain graph, which shows every stage.
 #include "graph.h"
 
 #include "status.h"
@@ -10,38 +11,79 @@ static bool all_packed(struct ggml_tensor * const * w, int n) {
     return true;
 }
 
-// The node's result, or NULL with b->rc set.
-static bool packed(struct hs_build * b, struct ggml_tensor * x, struct ggml_tensor * const * w, int n, bool swiglu, struct ggml_tensor ** out) {
+struct ggml_tensor * hs_build_norm(struct hs_build * b, struct ggml_tensor * x, struct ggml_tensor * weight) {
+    return ggml_mul(b->ctx, ggml_rms_norm(b->ctx, x, b->model->hp.rms_eps), weight);
+}
+
+struct ggml_tensor * hs_build_input(struct hs_build * b, struct hs_input * in) {
+    if (!in->y) in->y = in->norm ? hs_named(hs_build_norm(b, in->x, in->norm), in->name, in->il) : in->x;
+    return in->y;
+}
+
+// A node on packed weights: its results in out[], or false (b->rc is set, or the op is not for these).
+static bool packed(struct hs_build * b, struct hs_linear_args a, bool swiglu, struct ggml_tensor ** out) {
+    if (!all_packed(a.w, a.n_w)) return false;
     struct hs_op_params * p = &b->params[b->n_params++];
-    *p = (struct hs_op_params) { .swiglu = swiglu, .n_threads_max = b->n_threads_max };
-    const struct hs_op_result r = hs_linear(b->ctx, b->impl, p, x, w, n);
+    *p = (struct hs_op_params) { .swiglu = swiglu, .eps = b->model->hp.rms_eps, .n_threads_max = b->n_threads_max };
+    const struct hs_op_result r = hs_linear(b->ctx, b->impl, p, &a);
     if (!r.node) {
         b->rc = hs_fail(b->err, HS_E_INTERNAL, "%s", r.error);
         return false;
     }
-    for (int i = 0; i < (swiglu ? 1 : n); i++) out[i] = r.outs[i];
+    for (int i = 0; i < (swiglu ? 1 : a.n_w); i++) out[i] = r.outs[i];
     return true;
 }
 
-void hs_build_linears(struct hs_build * b, struct ggml_tensor * x, const struct hs_linear * l, int n, struct ggml_tensor ** out) {
+// x and norm as a node takes them.
+static struct hs_linear_args args_of(struct hs_build * b, struct hs_input * in) {
+    if (b->plain || in->y) return (struct hs_linear_args) { .x = hs_build_input(b, in) };
+    return (struct hs_linear_args) { .x = in->x, .norm = in->norm };
+}
+
+static struct ggml_tensor * product(struct hs_build * b, struct ggml_tensor * w, struct ggml_tensor * x) {
+    struct hs_linear_args a = { .x = x, .w = { w }, .n_w = 1 };
+    struct ggml_tensor * out;
+    return packed(b, a, false, &out) ? out : ggml_mul_mat(b->ctx, w, x);
+}
+
+void hs_build_linears(struct hs_build * b, struct hs_input * in, const struct hs_linear * l, int n, struct ggml_tensor ** out) {
     struct ggml_tensor * w[HS_LINEAR_MAX] = { NULL };
     for (int i = 0; i < n; i++) w[i] = l[i].w;
-    if (!all_packed(w, n) || !packed(b, x, w, n, false, out)) {
-        for (int i = 0; i < n; i++) out[i] = hs_build_linear(b, w[i], x);
+    bool done = false;
+    if (all_packed(w, n)) {
+        struct hs_linear_args a = args_of(b, in);
+        for (; a.n_w < n; a.n_w++) a.w[a.n_w] = w[a.n_w];
+        done = packed(b, a, false, out);
     }
     for (int i = 0; i < n; i++) {
+        if (!done) out[i] = product(b, w[i], hs_build_input(b, in));
         if (l[i].b) out[i] = ggml_add(b->ctx, out[i], l[i].b);
     }
 }
 
-struct ggml_tensor * hs_build_linear(struct hs_build * b, struct ggml_tensor * w, struct ggml_tensor * x) {
+struct ggml_tensor * hs_build_linear(struct hs_build * b, struct hs_input * in, struct ggml_tensor * w) {
+    const struct hs_linear l = { w, NULL };
     struct ggml_tensor * out;
-    return hs_linear_is_packed(w) && packed(b, x, &w, 1, false, &out) ? out : ggml_mul_mat(b->ctx, w, x);
+    hs_build_linears(b, in, &l, 1, &out);
+    return out;
 }
 
-struct ggml_tensor * hs_build_swiglu(struct hs_build * b, struct ggml_tensor * gate, struct ggml_tensor * up, struct ggml_tensor * x) {
+struct ggml_tensor * hs_build_residual(struct hs_build * b, const struct hs_linear * l, struct ggml_tensor * x, struct ggml_tensor * add, const char * name,
+                                       int il) {
+    struct ggml_tensor * out;
+    if (!b->plain && !l->b && packed(b, (struct hs_linear_args) { .x = x, .add = add, .w = { l->w }, .n_w = 1 }, false, &out)) return out;
+    out = product(b, l->w, x);
+    if (l->b) out = ggml_add(b->ctx, out, l->b);
+    return ggml_add(b->ctx, add, hs_named(out, name, il));
+}
+
+struct ggml_tensor * hs_build_swiglu(struct hs_build * b, struct hs_input * in, struct ggml_tensor * gate, struct ggml_tensor * up) {
     struct ggml_tensor * const w[2] = { gate, up };
     struct ggml_tensor * out;
-    if (gate->type == up->type && all_packed(w, 2) && packed(b, x, w, 2, true, &out)) return out;
-    return ggml_swiglu_split(b->ctx, hs_build_linear(b, gate, x), hs_build_linear(b, up, x));
+    if (gate->type == up->type && all_packed(w, 2)) {
+        struct hs_linear_args a = args_of(b, in);
+        for (; a.n_w < 2; a.n_w++) a.w[a.n_w] = w[a.n_w];
+        if (packed(b, a, true, &out)) return out;
+    }
+    return ggml_swiglu_split(b->ctx, hs_build_linear(b, in, gate), hs_build_linear(b, in, up));
 }

@@ -61,7 +61,8 @@ void hs_session_cancel(hs_session * s) { atomic_store(&s->cancel, true); }
 
 // The graph of this shape, ready for its inputs: the present one, or a new one in the same memory.
 static int prepare_graph(struct hs_session * s, int32_t n_tokens, int32_t n_out, bool reserve, hs_error * err) {
-    if (s->graph.n_tokens == n_tokens && s->graph.n_out == n_out) return HS_OK;
+    const bool plain = s->capture != NULL;
+    if (s->graph.n_tokens == n_tokens && s->graph.n_out == n_out && s->graph.plain == plain) return HS_OK;
     s->graph.n_tokens = 0;
     ggml_backend_sched_reset(s->sched);
     if (s->graph_ctx) ggml_free(s->graph_ctx);
@@ -69,7 +70,7 @@ static int prepare_graph(struct hs_session * s, int32_t n_tokens, int32_t n_out,
     if (!s->graph_ctx) return hs_fail(err, HS_E_MEMORY, "compute graph: cannot make a context of %zu bytes", s->graph_mem_size);
     struct hs_build b = { .model = s->model, .kv = &s->kv, .impl = s->params.use_ref ? HS_IMPL_REF : HS_IMPL_KERNEL, .ctx = s->graph_ctx,
         .n_threads_max = s->backends.n_threads > s->backends.n_threads_batch ? s->backends.n_threads : s->backends.n_threads_batch,
-        .params = s->op_params, .selection = s->selection, .err = err };
+        .params = s->op_params, .selection = s->selection, .plain = plain, .err = err };
     struct hs_graph g;
     HS_TRY(hs_graph_build(&b, n_tokens, n_out, &g));
     if (!(reserve ? ggml_backend_sched_reserve(s->sched, g.gf) : ggml_backend_sched_alloc_graph(s->sched, g.gf))) {

@@ -1,6 +1,7 @@
 // CPU kernel of the linear op: x to 8 bits, then sixteen rows of a matrix after another, dealt out from a shared counter.
-// Replaces: one ggml product a matrix, each with its own rounding of x and a barrier of all threads before and behind it. Saves: those barriers, and
-// with SwiGLU a pass over gate and up.
+// Replaces: norm, one ggml product a matrix, SwiGLU or the residual sum, each with a barrier of all threads behind it (ggml's products have one more,
+// behind their own rounding of x). Saves: those barriers, the norm's and the sum's work on one thread alone when there is one token, and their passes
+// over memory when there are many.
 #include "attn.h"
 #include "cpu.h"
 #include "linear_level.h"
@@ -36,7 +37,8 @@ static void quantize(struct job * j, int ith, int nth) {
     const uintptr_t work = (uintptr_t) ((float *) j->dst->data + j->p->work_offset), line = (work + HS_LINEAR_LINE - 1) / HS_LINEAR_LINE * HS_LINEAR_LINE;
     j->xq = (struct hs_linear_x) { (char *) ((float *) line + (alone ? ith * j->p->work_elems : 0)), hs_linear_width(n), j->n_in / HS_LINEAR_BLOCK };
     const int64_t from = alone ? 0 : n * ith / nth, to = alone ? n : n * (ith + 1) / nth;
-    j->level->quantize(j->x->data, from, to - from, &j->xq);
+    const struct ggml_tensor * norm = j->dst->src[HS_LINEAR_NORM];
+    j->level->quantize(j->x->data, norm ? norm->data : NULL, j->p->eps, from, to - from, &j->xq);
     if (!alone) {
         wait_for_all(j->p, nth);
     }
@@ -47,6 +49,24 @@ static void rows(const struct job * j, const struct ggml_tensor * w, int64_t g, 
     const struct hs_linear_tile t = { .type = w->type, .w = (const uint8_t *) w->data + (size_t) g * HS_PACK_ROWS * ggml_row_size(w->type, w->ne[0]),
         .x = j->xq, .tok0 = tok0, .n_tokens = n, .out = out, .stride = stride };
     j->level->tile(&t);
+}
+
+// The 16 rows' outputs `at` of n tokens: SwiGLU with the rows of `up`, or plus the residual stream.
+static void finish(const struct job * j, int64_t g, int64_t tok0, int64_t n, float * at, int64_t n_out) {
+    const struct ggml_tensor * add = j->dst->src[HS_LINEAR_ADD];
+    if (j->p->swiglu) {
+        float up[TOKENS_AT_ONCE * HS_PACK_ROWS];
+        rows(j, j->dst->src[HS_LINEAR_W0 + 1], g, tok0, n, up, HS_PACK_ROWS);
+        for (int64_t x = 0; x < n; x++) {
+            j->level->swiglu(at + x * n_out, up + x * HS_PACK_ROWS, HS_PACK_ROWS);
+        }
+    }
+    for (int64_t x = 0; x < n && add; x++) {
+        const float * a = (const float *) add->data + (tok0 + x) * n_out + g * HS_PACK_ROWS;
+        for (int i = 0; i < HS_PACK_ROWS; i++) {
+            at[x * n_out + i] += a[i];
+        }
+    }
 }
 
 // Row groups from..to of the node, counted through all its matrices (SwiGLU: of the gate), for all tokens.
@@ -61,13 +81,7 @@ static void groups(const struct job * j, int64_t from, int64_t to) {
             for (int64_t g = from > first ? from : first; g < to && g < end; g++) {
                 float * at = out + tok0 * n_out + (g - first) * HS_PACK_ROWS;
                 rows(j, w, g - first, tok0, n, at, n_out);
-                if (j->p->swiglu) {
-                    float up[TOKENS_AT_ONCE * HS_PACK_ROWS];
-                    rows(j, j->dst->src[HS_LINEAR_W0 + 1], g, tok0, n, up, HS_PACK_ROWS);
-                    for (int64_t x = 0; x < n; x++) {
-                        j->level->swiglu(at + x * n_out, up + x * HS_PACK_ROWS, HS_PACK_ROWS);
-                    }
-                }
+                finish(j, g - first, tok0, n, at, n_out);
             }
             if (j->p->swiglu) {
                 break;

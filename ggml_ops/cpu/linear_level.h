@@ -14,8 +14,8 @@ struct hs_linear_tile {
 };
 
 struct hs_linear_level {
-    // Tokens tok0 .. tok0 + n_tokens - 1 of src [n_in, ...] into x.
-    void (*quantize)(const float * src, int64_t tok0, int64_t n_tokens, const struct hs_linear_x * x);
+    // Tokens tok0 .. tok0 + n_tokens - 1 of src [n_in, ...] into x; norm (f32 [n_in]) NULL: without RMSNorm.
+    void (*quantize)(const float * src, const float * norm, float eps, int64_t tok0, int64_t n_tokens, const struct hs_linear_x * x);
     void (*tile)(const struct hs_linear_tile * t);
     // out = silu(out) * up, n (a multiple of 16) floats
     void (*swiglu)(float * out, const float * up, int64_t n);

@@ -1,4 +1,4 @@
-// x of a linear node in 8 bits, and SwiGLU: the same for every level, in vectors of simd.h. Included once per level.
+// x of a linear node normed and in 8 bits, and SwiGLU: the same for every level, in vectors of simd.h. Included once per level.
 #pragma once
 
 #include "linear_level.h"
@@ -30,11 +30,33 @@ static void linear_quantize_block(const float * s, char * record, int64_t width,
     hs_linear_offset(record, width, true)[slot] = -128 * sum;
 }
 
-static void linear_quantize(const float * src, int64_t tok0, int64_t n_tokens, const struct hs_linear_x * x) {
+// 1 / sqrt(mean(s^2) + eps); the sum in f64, so that its order does not show.
+static float linear_rms(const float * s, int64_t n, float eps) {
+    double sum[HS_LINEAR_BLOCK / 2] = { 0 }, all = 0.0;
+    for (int64_t i = 0; i < n; i += HS_LINEAR_BLOCK / 2) {
+        for (int x = 0; x < HS_LINEAR_BLOCK / 2; x++) {
+            sum[x] += (double) s[i + x] * s[i + x];
+        }
+    }
+    for (int x = 0; x < HS_LINEAR_BLOCK / 2; x++) {
+        all += sum[x];
+    }
+    return 1.0f / sqrtf((float) (all / (double) n) + eps);
+}
+
+static void linear_quantize(const float * src, const float * norm, float eps, int64_t tok0, int64_t n_tokens, const struct hs_linear_x * x) {
+    const int64_t n_in = x->n_blocks * HS_LINEAR_BLOCK;
     for (int64_t t = tok0; t < tok0 + n_tokens; t++) {
+        const float * s = src + t * n_in;
+        const float scale = norm ? linear_rms(s, n_in, eps) : 1.0f;
         char * record = hs_linear_tile_at(x, t);
         for (int64_t b = 0; b < x->n_blocks; b++, record += x->width * HS_LINEAR_RECORD) {
-            linear_quantize_block(src + (t * x->n_blocks + b) * HS_LINEAR_BLOCK, record, x->width, t % x->width);
+            float y[HS_LINEAR_BLOCK];
+            for (int i = 0; i < HS_LINEAR_BLOCK && norm; i += VL) {
+                const int64_t at = b * HS_LINEAR_BLOCK + i;
+                vf_store(y + i, vf_mul(vf_mul(vf_load(s + at), vf_set(scale)), vf_load(norm + at)));
+            }
+            linear_quantize_block(norm ? y : s + b * HS_LINEAR_BLOCK, record, x->width, t % x->width);
         }
     }
 }

@@ -14,8 +14,8 @@ static int failures;
 // Arguments of all ops, right until a case changes one of them.
 struct args {
     struct ggml_context * ctx;
-    struct ggml_tensor * q, * k, * v, * table, * pos_seq, * sinks, * sinks2, * sel, * win_k, * win_v, * gates, * scores, * x, * w[HS_LINEAR_MAX];
-    int n_w;
+    struct ggml_tensor * q, * k, * v, * table, * pos_seq, * sinks, * sinks2, * sel, * win_k, * win_v, * gates, * scores;
+    struct hs_linear_args lin;
     struct hs_op_params p;
 };
 
@@ -41,12 +41,11 @@ static struct args good(struct ggml_context * ctx) {
     a.win_v = ggml_new_tensor_4d(ctx, GGML_TYPE_F32, 96, 12, 4, 2);
     a.gates = f32(&a, 8, 5, 1);
     a.scores = f32(&a, 4, 2, 5);
-    a.x = f32(&a, 64, 5, 1);
+    a.lin = (struct hs_linear_args) { .x = f32(&a, 64, 5, 1), .norm = f32(&a, 64, 1, 1), .n_w = 2 };
     for (int i = 0; i < HS_LINEAR_MAX; i++) {
-        a.w[i] = ggml_new_tensor_2d(ctx, GGML_TYPE_Q4_1, 64, 32);
-        hs_linear_mark(a.w[i]);
+        a.lin.w[i] = ggml_new_tensor_2d(ctx, GGML_TYPE_Q4_1, 64, 32);
+        hs_linear_mark(a.lin.w[i]);
     }
-    a.n_w = 2;
     return a;
 }
 
@@ -56,7 +55,7 @@ static struct hs_op_result build(struct args * a, enum hs_op_id op) {
         case HS_OP_ATTN_FULL: return hs_attn_full(a->ctx, HS_IMPL_KERNEL, &a->p, a->q, a->k, a->v, a->table, a->pos_seq, a->sinks);
         case HS_OP_SELECT_BLOCKS: return hs_select_blocks(a->ctx, HS_IMPL_KERNEL, &a->p, a->scores, a->pos_seq);
         case HS_OP_ATTN_SPARSE: return hs_attn_sparse(a->ctx, HS_IMPL_KERNEL, &a->p, &s);
-        case HS_OP_LINEAR: return hs_linear(a->ctx, HS_IMPL_KERNEL, &a->p, a->x, a->w, a->n_w);
+        case HS_OP_LINEAR: return hs_linear(a->ctx, HS_IMPL_KERNEL, &a->p, &a->lin);
         default: return hs_attn_window(a->ctx, HS_IMPL_KERNEL, &a->p, a->q, a->win_k, a->win_v, a->pos_seq, a->sinks);
     }
 }
@@ -115,15 +114,19 @@ static void test_refusals(struct ggml_context * ctx) {
     REFUSED(HS_OP_ATTN_WINDOW, a.p.window = 0, "window: found 0, expected at least 1");
     REFUSED(HS_OP_ATTN_WINDOW, a.win_k = NULL, "k_ring: found NULL");
     REFUSED(HS_OP_ATTN_WINDOW, a.win_v = ggml_new_tensor_4d(ctx, GGML_TYPE_F32, 96, 11, 4, 2), "v_ring: found ne[1] = 11, expected 12");
-    REFUSED(HS_OP_LINEAR, a.x = NULL, "x: found NULL");
-    REFUSED(HS_OP_LINEAR, a.x = f32(&a, 64, 5, 2), "x: found ne[2] = 2, expected 1");
-    REFUSED(HS_OP_LINEAR, a.x = f32(&a, 96, 5, 1), "w: found ne[0] = 64, expected 96 (n_in of x)");
-    REFUSED(HS_OP_LINEAR, a.n_w = 4, "n_w: found 4, expected 1 to 3");
-    REFUSED(HS_OP_LINEAR, (a.n_w = 3, a.p.swiglu = true), "n_w: found 3, expected 2 (gate and up)");
-    REFUSED(HS_OP_LINEAR, a.w[1] = ggml_new_tensor_2d(ctx, GGML_TYPE_Q4_1, 64, 32), "w: matrix 1 is not packed");
-    REFUSED(HS_OP_LINEAR, (a.w[0] = ggml_new_tensor_2d(ctx, GGML_TYPE_Q4_1, 64, 24), hs_linear_mark(a.w[0])), "w: found q4_1 [64, 24]");
-    REFUSED(HS_OP_LINEAR, (a.w[0] = ggml_new_tensor_2d(ctx, GGML_TYPE_F16, 64, 32), hs_linear_mark(a.w[0])), "w: found f16 [64, 32]");
-    REFUSED(HS_OP_LINEAR, (a.w[1] = ggml_new_tensor_2d(ctx, GGML_TYPE_Q4_1, 64, 48), hs_linear_mark(a.w[1]), a.p.swiglu = true), "w: found ne[1] = 48, expected 32");
+    REFUSED(HS_OP_LINEAR, a.lin.x = NULL, "x: found NULL");
+    REFUSED(HS_OP_LINEAR, a.lin.x = f32(&a, 64, 5, 2), "x: found ne[2] = 2, expected 1");
+    REFUSED(HS_OP_LINEAR, (a.lin.norm = NULL, a.lin.x = f32(&a, 96, 5, 1)), "w: found ne[0] = 64, expected 96 (n_in of x)");
+    REFUSED(HS_OP_LINEAR, a.lin.n_w = 6, "n_w: found 6, expected 1 to 5");
+    REFUSED(HS_OP_LINEAR, (a.lin.n_w = 3, a.p.swiglu = true), "n_w: found 3, expected 2 (gate and up)");
+    REFUSED(HS_OP_LINEAR, a.lin.w[1] = ggml_new_tensor_2d(ctx, GGML_TYPE_Q4_1, 64, 32), "w: matrix 1 is not packed");
+    REFUSED(HS_OP_LINEAR, (a.lin.w[0] = ggml_new_tensor_2d(ctx, GGML_TYPE_Q4_1, 64, 24), hs_linear_mark(a.lin.w[0])), "w: found q4_1 [64, 24]");
+    REFUSED(HS_OP_LINEAR, (a.lin.w[0] = ggml_new_tensor_2d(ctx, GGML_TYPE_F16, 64, 32), hs_linear_mark(a.lin.w[0])), "w: found f16 [64, 32]");
+    REFUSED(HS_OP_LINEAR, (a.lin.w[1] = ggml_new_tensor_2d(ctx, GGML_TYPE_Q4_1, 64, 48), hs_linear_mark(a.lin.w[1]), a.p.swiglu = true), "w: found ne[1] = 48, expected 32");
+    REFUSED(HS_OP_LINEAR, a.lin.norm = f32(&a, 32, 1, 1), "norm: found ne[0] = 32, expected 64");
+    REFUSED(HS_OP_LINEAR, a.p.eps = NAN, "eps: found nan, expected 0 to 1");
+    REFUSED(HS_OP_LINEAR, a.lin.add = f32(&a, 32, 5, 1), "n_w: found 2, expected 1 (with add)");
+    REFUSED(HS_OP_LINEAR, (a.lin.n_w = 1, a.lin.add = f32(&a, 32, 4, 1)), "add: found ne[1] = 4, expected 5");
     REFUSED(HS_OP_LINEAR, a.p.n_threads_max = 0, "n_threads_max: found 0");
 }
 
