@@ -7,23 +7,20 @@
 // Replaces quantize_row_q8_0/q8_1 of ggml's products; the factor stays f32. Sums of a block are exact.
 static void linear_quantize_block(const float * s, char * record, int64_t width, int64_t slot) {
     int8_t * q = hs_linear_q(record, slot);
-    vf a = vf_set(0.0f);
+    vf most = vf_set(0.0f), check = most;
     for (int i = 0; i < HS_LINEAR_BLOCK; i += VL) {
         const vf v = vf_load(s + i);
-        a = vf_max(vf_max(v, vf_sub(vf_set(0.0f), v)), a); // a NaN in v makes vf_max give its second operand or NaN; the sum below finds it
+        most = vf_max(vf_max(v, vf_sub(vf_set(0.0f), v)), most);
+        check = vf_add(check, vf_sub(v, v)); // 0, or NaN where v is NaN or infinite: it goes on into the result
     }
-    const float most = vf_hmax(a), inv = most > 1e-30f ? 127.0f / most : 0.0f;
-    int32_t sum = 0;
-    float r[HS_LINEAR_BLOCK], check = 0.0f;
+    const float max = vf_hmax(most), inv = max > 1e-30f ? 127.0f / max : 0.0f, d = max / 127.0f + vf_sum(check);
+    vi all = vi_round(vf_set(0.0f));
     for (int i = 0; i < HS_LINEAR_BLOCK; i += VL) {
-        vf_store(r + i, vf_round(vf_mul(vf_load(s + i), vf_set(inv))));
+        const vi r = vi_round(vf_mul(vf_load(s + i), vf_set(inv)));
+        vi_store_i8(q + i, r);
+        all = vi_add(all, r);
     }
-    for (int i = 0; i < HS_LINEAR_BLOCK; i++) {
-        q[i] = r[i] >= -127.0f && r[i] <= 127.0f ? (int8_t) r[i] : 0;
-        check += r[i] - r[i]; // 0, or NaN
-        sum += q[i];
-    }
-    const float d = most / 127.0f + check; // NaN and infinity go on into the result
+    const int32_t sum = vi_sum(all);
     hs_linear_d(record, width)[slot] = d;
     hs_linear_d_sum(record, width)[slot] = d * (float) sum;
     hs_linear_offset(record, width, false)[slot] = -8 * sum;

@@ -8,6 +8,7 @@
 //   vf_exp              e^x for x <= 0, about 1 ulp; 0 below -87 (where f32 would turn denormal)
 //   vf_keep(j,lo,hi,x)  lane-wise: lo <= j <= hi ? x : HS_MASKED
 //   vf_load_f16/_i8     VL elements, converted
+//   vi, vi_*            VL 32-bit integers: vi_round (to nearest even), vi_add, vi_sum, vi_store_i8 (values that fit)
 #pragma once
 
 #include <math.h>
@@ -96,6 +97,11 @@ HS_INLINE vf vf_keep(float j, vf lo, vf hi, vf x) {
 }
 HS_INLINE vf vf_load_f16(const uint16_t * p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *) p)); }
 HS_INLINE vf vf_load_i8(const int8_t * p) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *) p))); }
+typedef __m512i vi;
+HS_INLINE vi vi_round(vf x) { return _mm512_cvtps_epi32(x); }
+HS_INLINE vi vi_add(vi a, vi b) { return _mm512_add_epi32(a, b); }
+HS_INLINE int32_t vi_sum(vi x) { return _mm512_reduce_add_epi32(x); }
+HS_INLINE void vi_store_i8(int8_t * p, vi x) { _mm_storeu_si128((__m128i *) (void *) p, _mm512_cvtepi32_epi8(x)); }
 HS_INLINE float hs_f16(uint16_t x) { return _cvtsh_ss(x); }
 HS_INLINE vf vf_round(vf x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 HS_INLINE vf vf_scale2(vf x, vf n) { return _mm512_scalef_ps(x, n); }
@@ -139,6 +145,17 @@ HS_INLINE vf vf_keep(float j, vf lo, vf hi, vf x) {
 }
 HS_INLINE vf vf_load_f16(const uint16_t * p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *) p)); }
 HS_INLINE vf vf_load_i8(const int8_t * p) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *) p))); }
+typedef __m256i vi;
+HS_INLINE vi vi_round(vf x) { return _mm256_cvtps_epi32(x); }
+HS_INLINE vi vi_add(vi a, vi b) { return _mm256_add_epi32(a, b); }
+HS_INLINE int32_t vi_sum(vi x) {
+    const __m128i a = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1)), b = _mm_add_epi32(a, _mm_unpackhi_epi64(a, a));
+    return _mm_cvtsi128_si32(_mm_add_epi32(b, _mm_shuffle_epi32(b, 1)));
+}
+HS_INLINE void vi_store_i8(int8_t * p, vi x) {
+    const __m128i h = _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+    _mm_storel_epi64((__m128i *) (void *) p, _mm_packs_epi16(h, h));
+}
 HS_INLINE float hs_f16(uint16_t x) { return _cvtsh_ss(x); }
 HS_INLINE vf vf_round(vf x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 HS_INLINE vf vf_scale2(vf x, vf n) { // x * 2^n for -126 <= n <= 0
@@ -176,6 +193,15 @@ HS_INLINE vf vf_load_i8(const int8_t * p) {
     memcpy(&four, p, sizeof(four));
     return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four))))));
 }
+typedef int32x4_t vi;
+HS_INLINE vi vi_round(vf x) { return vcvtnq_s32_f32(x); }
+HS_INLINE vi vi_add(vi a, vi b) { return vaddq_s32(a, b); }
+HS_INLINE int32_t vi_sum(vi x) { return vaddvq_s32(x); }
+HS_INLINE void vi_store_i8(int8_t * p, vi x) {
+    const int16x4_t h = vmovn_s32(x);
+    const int32_t four = vget_lane_s32(vreinterpret_s32_s8(vmovn_s16(vcombine_s16(h, h))), 0);
+    memcpy(p, &four, sizeof(four));
+}
 HS_INLINE float hs_f16(uint16_t x) { return vgetq_lane_f32(vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(x))), 0); }
 HS_INLINE vf vf_round(vf x) { return vrndnq_f32(x); }
 HS_INLINE vf vf_scale2(vf x, vf n) {
@@ -209,6 +235,11 @@ HS_INLINE float vf_hmax(vf x) { return x; }
 HS_INLINE void vf_sum4(vf a, vf b, vf c, vf d, float * out) { out[0] = a, out[1] = b, out[2] = c, out[3] = d; }
 HS_INLINE vf vf_keep(float j, vf lo, vf hi, vf x) { return lo <= j && j <= hi ? x : HS_MASKED; }
 HS_INLINE vf vf_load_i8(const int8_t * p) { return *p; }
+typedef int32_t vi;
+HS_INLINE vi vi_round(vf x) { return x >= -1e6f && x <= 1e6f ? (int32_t) rintf(x) : 0; }
+HS_INLINE vi vi_add(vi a, vi b) { return a + b; }
+HS_INLINE int32_t vi_sum(vi x) { return x; }
+HS_INLINE void vi_store_i8(int8_t * p, vi x) { *p = (int8_t) x; }
 HS_INLINE float hs_f16(uint16_t x) { // IEEE half; the exponent is moved by a multiplication, which also makes subnormals right
     const uint32_t bits = (uint32_t) (x & 0x7fffu) << 13, sign = (uint32_t) (x & 0x8000u) << 16;
     float f;
@@ -222,7 +253,6 @@ HS_INLINE float hs_f16(uint16_t x) { // IEEE half; the exponent is moved by a mu
 }
 HS_INLINE vf vf_load_f16(const uint16_t * p) { return hs_f16(*p); }
 HS_INLINE vf vf_exp(vf x) { return x < -87.0f ? 0.0f : expf(x); }
-HS_INLINE vf vf_round(vf x) { return rintf(x); }
 #endif
 
 #if !defined(HS_SIMD_SCALAR)
