@@ -7,6 +7,8 @@
 
 #include "linear_x.h"
 
+#define LINEAR_AHEAD 4096 // bytes: with few tokens a thread waits for memory, and the hardware's prefetcher stops at every page
+
 HS_INLINE __m256 linear_halves(const uint8_t * p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *) (const void *) p)); }
 
 HS_INLINE __m256i linear_word(const int8_t * x) { // four columns of a token, to all lanes
@@ -51,9 +53,10 @@ HS_INLINE void linear_dots(const enum ggml_type type, const int nt, const uint8_
     }
 }
 
-// Rows half * 8 .. half * 8 + 7, tokens slot0 .. slot0 + nt - 1 of a tile of x of `width` (constants after inlining, as is the type, but for slot0).
-HS_INLINE void linear_tokens(const enum ggml_type type, const int width, const int nt, const struct hs_linear_tile * t, char * record, int slot0, int half,
-    float * out) {
+// Rows half * 8 .. half * 8 + 7, tokens slot0 .. slot0 + nt - 1 of a tile of x of `width` (constants after inlining, as are type and ahead).
+// ahead: fetch the weights that come next.
+HS_INLINE void linear_tokens(const enum ggml_type type, const int width, const int nt, const bool ahead, const struct hs_linear_tile * t,
+    char * record, int slot0, int half, float * out) {
     const int factors = type == GGML_TYPE_Q4_1 ? 64 : 32;
     const uint8_t * w = t->w;
     __m256 acc[4];
@@ -62,6 +65,9 @@ HS_INLINE void linear_tokens(const enum ggml_type type, const int width, const i
         acc[i] = _mm256_setzero_ps();
     }
     for (int64_t b = 0; b < t->x.n_blocks; b++) {
+        for (int i = 0; i < (type == GGML_TYPE_Q8_0 ? 9 : 5) && ahead; i++) {
+            _mm_prefetch((const char *) w + LINEAR_AHEAD + 64 * i, _MM_HINT_T0);
+        }
         __m256i dot[4];
         linear_dots(type, nt, w + factors + 32 * half, hs_linear_q(record, slot0), dot);
         const __m256 d = linear_halves(w + 16 * half), m = type == GGML_TYPE_Q4_1 ? linear_halves(w + 32 + 16 * half) : d;
@@ -88,8 +94,8 @@ HS_INLINE void linear_tokens(const enum ggml_type type, const int width, const i
 
 HS_INLINE void linear_type(const enum ggml_type type, const struct hs_linear_tile * t) {
     if (t->x.width == 1) {
-        linear_tokens(type, 1, 1, t, hs_linear_tile_at(&t->x, t->tok0), 0, 0, t->out);
-        linear_tokens(type, 1, 1, t, hs_linear_tile_at(&t->x, t->tok0), 0, 1, t->out);
+        linear_tokens(type, 1, 1, true, t, hs_linear_tile_at(&t->x, t->tok0), 0, 0, t->out);
+        linear_tokens(type, 1, 1, false, t, hs_linear_tile_at(&t->x, t->tok0), 0, 1, t->out);
         return;
     }
     for (int64_t i = 0; i < t->n_tokens;) {
@@ -97,12 +103,12 @@ HS_INLINE void linear_type(const enum ggml_type type, const struct hs_linear_til
         const int slot = (int) (i % HS_LINEAR_TILE);
         float * out = t->out + i * t->stride;
         if (i + 4 <= t->n_tokens) {
-            linear_tokens(type, HS_LINEAR_TILE, 4, t, record, slot, 0, out);
-            linear_tokens(type, HS_LINEAR_TILE, 4, t, record, slot, 1, out);
+            linear_tokens(type, HS_LINEAR_TILE, 4, false, t, record, slot, 0, out);
+            linear_tokens(type, HS_LINEAR_TILE, 4, false, t, record, slot, 1, out);
             i += 4;
         } else {
-            linear_tokens(type, HS_LINEAR_TILE, 1, t, record, slot, 0, out);
-            linear_tokens(type, HS_LINEAR_TILE, 1, t, record, slot, 1, out);
+            linear_tokens(type, HS_LINEAR_TILE, 1, false, t, record, slot, 0, out);
+            linear_tokens(type, HS_LINEAR_TILE, 1, false, t, record, slot, 1, out);
             i++;
         }
     }
