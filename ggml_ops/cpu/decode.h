@@ -6,6 +6,7 @@
 #pragma once
 
 #include "decode_float.h"
+#include "decode_q8.h"
 #include "few.h"
 
 // The keys of a query, run by run.
@@ -61,16 +62,57 @@ static enum row_type row_type_of(const struct hs_cache * c) {
     return c->t->type == GGML_TYPE_F16 ? ROW_F16 : c->t->type == GGML_TYPE_Q8_0 ? ROW_Q8_0 : ROW_F32;
 }
 
-static void decode_tile(struct sub * u, const struct key_tile * t, const struct key_tile * next) {
+// What all tiles of a walk share.
+struct decode {
+    struct sub * u;
+    enum row_type k, v;
+#if defined(HS_VNNI)
+    struct q8_query q8;
+#endif
+};
+
+static struct decode decode_make(struct sub * u) {
+    struct decode c = { .u = u, .k = row_type_of(&u->br->k), .v = row_type_of(&u->br->v) };
+#if defined(HS_VNNI)
+    if (c.k == ROW_Q8_0) {
+        c.q8 = q8_query_make(u);
+    }
+#endif
+    return c;
+}
+
+static void tile_logits(const struct decode * c, const struct tile_rows * k, const struct ahead * next) {
+    struct sub * u = c->u;
+#if defined(HS_VNNI)
+    if (c->k == ROW_Q8_0 && c->q8.z) {
+        q8_dots(u, &c->q8, k, next);
+        return;
+    }
+#endif
+    decode_dots(c->k, u->n_rep, u->a->plan.d_qk, u->q, k, u->s, next);
+}
+
+static void tile_values(const struct decode * c, const struct tile_rows * v, const struct ahead * next) {
+    struct sub * u = c->u;
+#if defined(HS_VNNI)
+    if (c->v == ROW_Q8_0 && q8_values(u, v, next)) {
+        return;
+    }
+#endif
+    decode_values(c->v, u->n_rep, u->a->plan.d_v, u->s, v, u->o, next);
+}
+
+static void decode_tile(const struct decode * c, const struct key_tile * t, const struct key_tile * next) {
+    struct sub * u = c->u;
     const struct ahead values = { &t->v, 0, (int32_t) u->br->v.t->nb[1] }, keys = { &next->k, 0, (int32_t) u->br->k.t->nb[1] };
     if (u->block_size > 0) {
         touch_blocks(u, t->first, t->first + t->k.n);
     }
-    decode_dots(row_type_of(&u->br->k), u->n_rep, u->a->plan.d_qk, u->q, &t->k, u->s, &values);
+    tile_logits(c, &t->k, &values);
     u->lo[0] = 0;
     u->hi[0] = t->k.n - 1;
     few_softmax(u, t->first, 0);
-    decode_values(row_type_of(&u->br->v), u->n_rep, u->a->plan.d_v, u->s, &t->v, u->o, &keys);
+    tile_values(c, &t->v, &keys);
 }
 
 // Tiles from..to of the keys in `w`.
@@ -84,6 +126,7 @@ static void decode_walk(struct sub * u, struct key_walk w, int64_t from, int64_t
         }
         w.run = hs_next_run(&w.sel);
     }
+    const struct decode c = decode_make(u);
     struct key_tile tiles[2];
     next_tile(u, &w, &tiles[0]);
     for (int64_t x = from; x < to && tiles[(x - from) % 2].k.n > 0; x++) {
@@ -93,6 +136,6 @@ static void decode_walk(struct sub * u, struct key_walk w, int64_t from, int64_t
         } else {
             next->k.n = 0;
         }
-        decode_tile(u, &tiles[(x - from) % 2], next);
+        decode_tile(&c, &tiles[(x - from) % 2], next);
     }
 }
