@@ -36,6 +36,7 @@ struct hs_linear_level;
 struct hs_cpu_level {
     const char * name;
     void (*attn)(const struct hs_attn * a, int ith, int nth);
+    void (*select_row)(const float * scores, int32_t n, int32_t top_k, int32_t * sel); // select_row.h
     const struct hs_linear_level * linear; // linear_level.h
 };
 

@@ -2,9 +2,10 @@
 #define HS_SIMD_NEON
 #define HS_ATTN hs_attn_neon
 #include "schedule.h"
+#include "select_row.h"
 #include "linear_scalar.h"
 
 static const struct hs_linear_level linear = { linear_quantize, linear_tile, linear_swiglu, false };
 
 extern const struct hs_cpu_level hs_cpu_level_neon;
-const struct hs_cpu_level hs_cpu_level_neon = { "neon", hs_attn_neon, &linear };
+const struct hs_cpu_level hs_cpu_level_neon = { "neon", hs_attn_neon, select_row, &linear };

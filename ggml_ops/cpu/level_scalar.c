@@ -2,9 +2,10 @@
 #define HS_SIMD_SCALAR
 #define HS_ATTN hs_attn_scalar
 #include "schedule.h"
+#include "select_row.h"
 #include "linear_scalar.h"
 
 static const struct hs_linear_level linear = { linear_quantize, linear_tile, linear_swiglu, false };
 
 extern const struct hs_cpu_level hs_cpu_level_scalar;
-const struct hs_cpu_level hs_cpu_level_scalar = { "scalar", hs_attn_scalar, &linear };
+const struct hs_cpu_level hs_cpu_level_scalar = { "scalar", hs_attn_scalar, select_row, &linear };
