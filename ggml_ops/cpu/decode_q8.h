@@ -33,6 +33,12 @@ HS_INLINE vf vf_maxs(const vf * x) {
     return _mm512_max_ps(_mm512_shuffle_ps(c, d, 0x88), _mm512_shuffle_ps(c, d, 0xdd));
 }
 
+// acc += products of u's bytes without sign and s's bytes with, four a lane. As an instruction because gcc 12 copies every accumulator of the
+// intrinsic to another register and back.
+HS_INLINE void q8_dot4(__m512i * acc, __m512i u, __m512i s) {
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(*acc) : "v"(u), "v"(s));
+}
+
 // The query heads of one KV head: for every 4 elements of d, for every head, their high bytes and their low bytes. q = scale * (256 high + low - 32768).
 struct q8_query {
     const uint32_t * z;
@@ -72,24 +78,11 @@ static struct q8_query q8_query_make(const struct sub * u) {
     return (struct q8_query) { (const uint32_t *) (const void *) z, scale };
 }
 
-// A tile's factors as f32, [block][key]; true: all of them >= 0.
-static bool q8_factors(const struct tile_rows * t, int32_t n_blocks, float * factor) {
-    uint16_t half[Q8_BLOCKS * HS_TILE_KEYS] __attribute__((aligned(64)));
-    __mmask16 below = 0;
-    for (int32_t j = 0; j < (t->n + VL - 1) / VL * VL; j++) {
-        const struct q8_0_block * b = t->row[j];
-        for (int32_t i = 0; i < n_blocks; i++) {
-            half[i * HS_TILE_KEYS + j] = b[i].d;
-        }
-    }
-    for (int32_t i = 0; i < n_blocks; i++) {
-        for (int32_t j = 0; j < t->n; j += VL) {
-            const vf x = vf_load_f16(half + i * HS_TILE_KEYS + j);
-            below |= _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ);
-            vf_store(factor + i * HS_TILE_KEYS + j, x);
-        }
-    }
-    return below == 0;
+// Factors of one block of 16 keys.
+HS_INLINE vf q8_factors(const void * const * row, int32_t block) {
+    const char * at = (const char *) (uintptr_t) (block * sizeof(struct q8_0_block));
+    const __m256i a = _mm512_i64gather_epi32(_mm512_loadu_si512(row), at, 1), b = _mm512_i64gather_epi32(_mm512_loadu_si512(row + 8), at, 1);
+    return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1)));
 }
 
 // Two rows' bytes of one block, side by side.
@@ -111,8 +104,9 @@ HS_INLINE void q8_transpose_8(const void * const * row, int32_t block, __m512i *
     t[3] = _mm512_unpackhi_epi64(b, d);
 }
 
-// Keys to lanes: kt[block][dword of the block][key], and -128 times the sum of a block's bytes.
-static void q8_transpose(const struct tile_rows * k, int32_t n_blocks, int32_t * kt, int32_t * sums, const struct ahead * next) {
+// Keys to lanes: kt[block][dword of the block][key], -128 times the sum of a block's bytes, and the factors.
+static void q8_transpose(const struct tile_rows * k, int32_t n_blocks, int32_t * kt, int32_t * sums, float * factor,
+    const struct ahead * next) {
     const __m512i c128 = _mm512_set1_epi8((char) 0x80);
     for (int32_t j = 0; j < k->n; j += VL) {
         for (int32_t b = 0; b < n_blocks; b++) {
@@ -122,6 +116,7 @@ static void q8_transpose(const struct tile_rows * k, int32_t n_blocks, int32_t *
                     __builtin_prefetch((const char *) next->rows->row[j + i] + 64 * b, 0, 2);
                 }
             }
+            vf_store(factor + b * HS_TILE_KEYS + j, q8_factors(k->row + j, b));
             __m512i lo[4], hi[4], sum = _mm512_setzero_si512();
             q8_transpose_8(k->row + j, b, lo);
             q8_transpose_8(k->row + j + 8, b, hi);
@@ -130,7 +125,8 @@ static void q8_transpose(const struct tile_rows * k, int32_t n_blocks, int32_t *
                 const __m512i x = _mm512_shuffle_i32x4(lo[e], hi[e], 0x88), y = _mm512_shuffle_i32x4(lo[e], hi[e], 0xdd);
                 _mm512_storeu_si512(kt + (b * 8 + e) * HS_TILE_KEYS + j, x);
                 _mm512_storeu_si512(kt + (b * 8 + e + 4) * HS_TILE_KEYS + j, y);
-                sum = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(sum, c128, x), c128, y);
+                q8_dot4(&sum, c128, x);
+                q8_dot4(&sum, c128, y);
             }
             _mm512_storeu_si512(sums + b * HS_TILE_KEYS + j, _mm512_sub_epi32(_mm512_setzero_si512(), sum));
         }
@@ -169,8 +165,8 @@ HS_INLINE void q8_dots_block(const int rows, const int groups, int32_t n_blocks,
                 const __m512i zh = _mm512_set1_epi32((int32_t) z[2 * i]), zl = _mm512_set1_epi32((int32_t) z[2 * i + 1]);
                 HS_UNROLL
                 for (int g = 0; g < groups; g++) {
-                    hi[i][g] = _mm512_dpbusd_epi32(hi[i][g], zh, k[g]);
-                    lo[i][g] = _mm512_dpbusd_epi32(lo[i][g], zl, k[g]);
+                    q8_dot4(&hi[i][g], zh, k[g]);
+                    q8_dot4(&lo[i][g], zl, k[g]);
                 }
             }
         }
@@ -209,8 +205,7 @@ static void q8_dots(struct sub * u, const struct q8_query * q, const struct tile
     float factor[Q8_BLOCKS * HS_TILE_KEYS] __attribute__((aligned(64)));
     const int32_t n_blocks = u->a->plan.d_qk / 32, n = u->n_rep;
     int32_t * kt = (int32_t *) (void *) u->kv;
-    q8_transpose(k, n_blocks, kt, sums, next);
-    q8_factors(k, n_blocks, factor);
+    q8_transpose(k, n_blocks, kt, sums, factor, next);
     for (int32_t r = 0; r < n; r += Q8_ROWS) {
         float * s = u->s + (ptrdiff_t) r * HS_TILE_KEYS;
         switch (n - r) {
@@ -222,33 +217,45 @@ static void q8_dots(struct sub * u, const struct q8_query * q, const struct tile
     }
 }
 
-// Weights of one head: w[block][key / 4] = { low bytes of 4 keys, their high bytes, -, - }; unit[block]: the value of 1.
-static void q8_weights(int32_t n_keys, int32_t n_blocks, const float * p, const float * factor, uint32_t * w, float * unit) {
+// Weights of some heads: w[head][block][key / 4] = { low bytes of 4 keys, their high bytes, -, - }; unit[head][block]: the value of 1.
+// p and factor are 0 behind the tile's last key.
+static void q8_weights(int32_t rows, int32_t n_blocks, const float * p, const float * factor, uint32_t * w, float * unit) {
     const __m512i split = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, -1, -1, -1, -1, -1, -1, -1, -1));
-    vf most[16];
-    HS_UNROLL
-    for (int b = 0; b < 16; b++) {
-        most[b] = vf_set(0.0f);
-    }
-    for (int32_t b = 0; b < n_blocks; b++) {
-        for (int32_t j = 0; j < n_keys; j += VL) {
-            most[b] = vf_max(most[b], vf_mul(vf_load(p + j), vf_load(factor + b * HS_TILE_KEYS + j)));
+    const int32_t n = rows * n_blocks;
+    vf most[Q8_ROWS * Q8_BLOCKS];
+    float scale[Q8_ROWS * Q8_BLOCKS];
+    for (int32_t r = 0; r < rows; r++) {
+        const float * pr = p + r * HS_TILE_KEYS;
+        const vf p0 = vf_load(pr), p1 = vf_load(pr + VL), p2 = vf_load(pr + 2 * VL), p3 = vf_load(pr + 3 * VL);
+        for (int32_t b = 0; b < n_blocks; b++) {
+            const float * f = factor + b * HS_TILE_KEYS;
+            const vf x = vf_max(vf_mul(p0, vf_load(f)), vf_mul(p1, vf_load(f + VL)));
+            most[r * n_blocks + b] = vf_max(x, vf_max(vf_mul(p2, vf_load(f + 2 * VL)), vf_mul(p3, vf_load(f + 3 * VL))));
         }
     }
-    const vf all = vf_maxs(most);
-    vf_store(unit, vf_mul(all, vf_set(1.0f / 65535.0f)));
-    float scale[16];
-    vf_store(scale, _mm512_maskz_div_ps(_mm512_cmp_ps_mask(all, _mm512_set1_ps(1e-30f), _CMP_GT_OQ), vf_set(65535.0f), all));
-    for (int32_t b = 0; b < n_blocks; b++) {
-        for (int32_t j = 0; j < n_keys; j += VL) {
-            const vf x = vf_mul(vf_load(p + j), vf_load(factor + b * HS_TILE_KEYS + j));
-            const vf i = vf_fma(x, vf_set(scale[b]), vf_set(8388608.0f)); // 2^23: the integer stands in the lowest bits
-            _mm512_storeu_si512(w + b * HS_TILE_KEYS + j, _mm512_shuffle_epi8(_mm512_castps_si512(i), split));
+    for (int32_t i = n; i % VL != 0; i++) {
+        most[i] = vf_set(0.0f);
+    }
+    for (int32_t i = 0; i < n; i += VL) {
+        const vf all = vf_maxs(most + i);
+        vf_store(unit + i, vf_mul(all, vf_set(1.0f / 65535.0f)));
+        vf_store(scale + i, _mm512_maskz_div_ps(_mm512_cmp_ps_mask(all, _mm512_set1_ps(1e-30f), _CMP_GT_OQ), vf_set(65535.0f), all));
+    }
+    for (int32_t r = 0; r < rows; r++) {
+        const float * pr = p + r * HS_TILE_KEYS;
+        const vf p0 = vf_load(pr), p1 = vf_load(pr + VL), p2 = vf_load(pr + 2 * VL), p3 = vf_load(pr + 3 * VL);
+        for (int32_t b = 0; b < n_blocks; b++) {
+            const vf x[4] = { p0, p1, p2, p3 }, s = vf_set(scale[r * n_blocks + b]), bits = vf_set(8388608.0f); // 2^23
+            HS_UNROLL
+            for (int i = 0; i < 4; i++) { // the integer stands in the lowest bits
+                const vf y = vf_fma(vf_mul(x[i], vf_load(factor + b * HS_TILE_KEYS + i * VL)), s, bits);
+                _mm512_storeu_si512(w + (r * n_blocks + b) * HS_TILE_KEYS + i * VL, _mm512_shuffle_epi8(_mm512_castps_si512(y), split));
+            }
         }
     }
 }
 
-// o[rows][32 columns of one block] += weights times values. w_row, unit_row: distance of heads in w and unit.
+// o[rows][32 columns of one block] += weights times values. w_row: distance of heads in w; in unit it is d / 32.
 HS_INLINE void q8_values_block(const int rows, int32_t b, const struct tile_rows * v, const uint32_t * w, int32_t w_row, const float * unit, int32_t d,
     float * o, const struct ahead * next) {
     const __m512i words = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1,
@@ -274,17 +281,17 @@ HS_INLINE void q8_values_block(const int rows, int32_t b, const struct tile_rows
         HS_UNROLL
         for (int i = 0; i < rows; i++) {
             const __m512i wl = _mm512_set1_epi32((int32_t) w[i * w_row + j]), wh = _mm512_set1_epi32((int32_t) w[i * w_row + j + 1]);
-            lo[i][0] = _mm512_dpbusd_epi32(lo[i][0], wl, x);
-            lo[i][1] = _mm512_dpbusd_epi32(lo[i][1], wl, y);
-            hi[i][0] = _mm512_dpbusd_epi32(hi[i][0], wh, x);
-            hi[i][1] = _mm512_dpbusd_epi32(hi[i][1], wh, y);
+            q8_dot4(&lo[i][0], wl, x);
+            q8_dot4(&lo[i][1], wl, y);
+            q8_dot4(&hi[i][0], wh, x);
+            q8_dot4(&hi[i][1], wh, y);
         }
     }
     HS_UNROLL
     for (int i = 0; i < rows; i++) {
         const vf x = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(hi[i][0], 8), lo[i][0]));
         const vf y = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(hi[i][1], 8), lo[i][1]));
-        const vf f = vf_set(unit[i * VL]);
+        const vf f = vf_set(unit[i * d / 32]);
         float * out = o + i * d;
         vf_store(out, vf_fma(_mm512_shuffle_f32x4(x, y, 0x44), f, vf_load(out)));
         vf_store(out + VL, vf_fma(_mm512_shuffle_f32x4(x, y, 0xee), f, vf_load(out + VL)));
@@ -300,19 +307,33 @@ HS_INLINE void q8_values_pass(const int rows, int32_t n_blocks, const struct til
 
 // False: a factor is below 0 (ggml writes none), nothing done.
 static bool q8_values(struct sub * u, const struct tile_rows * v, const struct ahead * next) {
-    float factor[Q8_BLOCKS * HS_TILE_KEYS] __attribute__((aligned(64))), unit[Q8_ROWS * VL];
+    float factor[Q8_BLOCKS * HS_TILE_KEYS] __attribute__((aligned(64))), unit[Q8_ROWS * Q8_BLOCKS];
     const int32_t n_blocks = u->a->plan.d_v / 32, n = u->n_rep;
     uint32_t * w = (uint32_t *) (void *) u->kv;
-    if (!q8_factors(v, n_blocks, factor)) {
+    __mmask16 below = 0;
+    if (v->n <= HS_TILE_KEYS - VL) {
+        memset(factor, 0, sizeof(factor));
+    }
+    for (int32_t j = HS_TILE_KEYS - VL; j >= v->n; j -= VL) { // not a full tile
+        for (int32_t r = 0; r < n; r++) {
+            vf_store(u->s + r * HS_TILE_KEYS + j, vf_set(0.0f));
+        }
+    }
+    for (int32_t j = 0; j < v->n; j += VL) {
+        for (int32_t b = 0; b < n_blocks; b++) {
+            const vf x = q8_factors(v->row + j, b);
+            below |= _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ);
+            vf_store(factor + b * HS_TILE_KEYS + j, x);
+        }
+    }
+    if (below) {
         return false;
     }
     for (int32_t r = 0; r < n; r += Q8_ROWS) {
         const int32_t rows = n - r < Q8_ROWS ? n - r : Q8_ROWS;
         float * o = u->o + (ptrdiff_t) r * u->a->plan.d_v;
         const struct ahead * fetch = r == 0 ? next : NULL;
-        for (int32_t i = 0; i < rows; i++) {
-            q8_weights(v->n, n_blocks, u->s + (ptrdiff_t) (r + i) * HS_TILE_KEYS, factor, w + i * n_blocks * HS_TILE_KEYS, unit + i * VL);
-        }
+        q8_weights(rows, n_blocks, u->s + (ptrdiff_t) r * HS_TILE_KEYS, factor, w, unit);
         switch (rows) {
             case 1: q8_values_pass(1, n_blocks, v, w, unit, o, fetch); break;
             case 2: q8_values_pass(2, n_blocks, v, w, unit, o, fetch); break;
