@@ -65,7 +65,7 @@ int64_t  hs_gguf_n_bytes(const hs_gguf * g);                        // all files
 
 // --- Model --------------------------------------------------------------------------------------------------------------------------
 typedef struct hs_model_params {
-    bool use_mmap, repack, check_tensors;         // repack: ggml's repacked CPU buffers; check_tensors: refuse NaN/Inf weights
+    bool use_mmap, repack, check_tensors;         // repack: weights copied to the layout of the fastest CPU kernels; check_tensors: refuse NaN/Inf weights
     int32_t oracle;                               // 0 off, 1 the list in the file (or the demo's calibrated list), 2 the list given here
     const int32_t * oracle_full_layers; int32_t n_oracle_full_layers; // ascending, the first is 0
     int32_t oracle_block_size, oracle_top_k_tokens, oracle_window;    // 0: 64, 1024, 128 (or the file's)
