@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
 
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as HFTokenizer
@@ -187,9 +187,9 @@ def byte_decoder() -> dict[str, int]:
 
 
 def is_byte_level(core: HFTokenizer) -> bool:
-    decoder = json.loads(core.to_str()).get("decoder") if core.decoder is not None else None
-    if decoder is None:
+    if core.decoder is None:
         return False
+    decoder = json.loads(core.decoder.__getstate__())  # its part of the tokenizer.json: the whole one takes longer than all else here
     parts = decoder.get("decoders", [decoder])
     return any(part.get("type") == "ByteLevel" for part in parts)
 
@@ -265,7 +265,10 @@ def checked_tokens(metadata: Mapping[str, Any]) -> dict[str, int]:
     tokens = string_list(metadata, "tokens")
     if not tokens:
         raise TokenizerError(f"GGUF key {key} is empty; expected a vocabulary")
-    vocab: dict[str, int] = {}
+    vocab = {token: i for i, token in enumerate(tokens)}
+    if len(vocab) == len(tokens) and "" not in vocab and max(map(len, tokens)) <= MAX_TOKEN_BYTES:
+        return vocab
+    vocab = {}  # one by one, for the message or the name of an empty text
     for i, token in enumerate(tokens):
         if len(token) > MAX_TOKEN_BYTES:
             raise TokenizerError(f"GGUF key {key}[{i}] has {len(token)} characters; expected at most {MAX_TOKEN_BYTES}")
@@ -276,11 +279,36 @@ def checked_tokens(metadata: Mapping[str, Any]) -> dict[str, int]:
     return vocab
 
 
-def checked_merges(metadata: Mapping[str, Any], vocab: Mapping[str, int]) -> list[tuple[str, str]]:
-    """tokenizer.ggml.merges as pairs; each half and the whole must be tokens."""
+class Pairs(Sequence[Any]):
+    """Merges as pairs, made as they are read: a list of them all would keep Python's garbage collector busy."""
+
+    def __init__(self, merges: Sequence[str]) -> None:
+        self._merges = merges
+
+    def __len__(self) -> int:
+        return len(self._merges)
+
+    def __getitem__(self, i: Any) -> Any:
+        return tuple(self._merges[i].split(" ", 1))
+
+    def __iter__(self) -> Iterator[Any]:
+        return (tuple(merge.split(" ", 1)) for merge in self._merges)
+
+
+def bpe(metadata: Mapping[str, Any], vocab: dict[str, int], ignore_merges: bool) -> models.BPE:
+    """The model of a vocabulary and tokenizer.ggml.merges; each half of a merge and the whole must be tokens."""
+    merges = string_list(metadata, "merges")
+    try:  # `tokenizers` looks every part up: ours is only the message
+        return models.BPE(vocab=vocab, merges=cast(Any, Pairs(merges)), ignore_merges=ignore_merges)
+    except Exception:
+        return models.BPE(vocab=vocab, merges=checked_merges(merges, vocab), ignore_merges=ignore_merges)
+
+
+def checked_merges(merges: Sequence[str], vocab: Mapping[str, int]) -> list[tuple[str, str]]:
+    """Merges as pairs; TokenizerError names the first that is none."""
     key = PREFIX + "merges"
-    merges: list[tuple[str, str]] = []
-    for i, merge in enumerate(string_list(metadata, "merges")):
+    pairs: list[tuple[str, str]] = []
+    for i, merge in enumerate(merges):
         cut = merge.find(" ", 1)
         if cut < 0:
             raise TokenizerError(f"GGUF key {key}[{i}] is {merge[:80]!r}; expected two tokens with a space between them")
@@ -288,8 +316,8 @@ def checked_merges(metadata: Mapping[str, Any], vocab: Mapping[str, int]) -> lis
         for part in (left, right, left + right):
             if part not in vocab:
                 raise TokenizerError(f"GGUF key {key}[{i}] is {merge[:80]!r}; {part[:80]!r} is not in {PREFIX}tokens")
-        merges.append((left, right))
-    return merges
+        pairs.append((left, right))
+    return pairs
 
 
 def checked_types(metadata: Mapping[str, Any], n_tokens: int) -> list[int]:
@@ -297,13 +325,13 @@ def checked_types(metadata: Mapping[str, Any], n_tokens: int) -> list[int]:
     types = metadata.get(key)
     if types is None:
         return [NORMAL] * n_tokens
-    if not isinstance(types, list) or any(isinstance(t, bool) or not isinstance(t, int) for t in types):
+    if not isinstance(types, list) or any(kind is bool or not issubclass(kind, int) for kind in set(map(type, types))):
         raise TokenizerError(f"GGUF key {key} has type {found_type(types)}; expected an array of integers")
     if len(types) != n_tokens:
         raise TokenizerError(f"GGUF key {key} has {len(types)} elements; expected {n_tokens}, one for each of {PREFIX}tokens")
-    for i, kind in enumerate(types):
+    for kind in set(types):
         if not 0 <= kind <= BYTE:
-            raise TokenizerError(f"GGUF key {key}[{i}] is {kind}; expected 0 to {BYTE}")
+            raise TokenizerError(f"GGUF key {key}[{types.index(kind)}] is {kind}; expected 0 to {BYTE}")
     return types
 
 
@@ -322,11 +350,12 @@ def from_ggml(cls: type[Tokenizer], metadata: Mapping[str, Any], n_vocab: int | 
     if len(vocab) > limit:
         raise TokenizerError(f"GGUF key {PREFIX}tokens has {len(vocab)} elements; expected at most the model's vocabulary size {limit}")
     types = checked_types(metadata, len(vocab))
-    core = HFTokenizer(models.BPE(vocab=vocab, merges=checked_merges(metadata, vocab), ignore_merges=kind.ignore_merges))
+    core = HFTokenizer(bpe(metadata, vocab, kind.ignore_merges))
     splits = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in kind.patterns]
     core.pre_tokenizer = pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     core.decoder = decoders.ByteLevel()
-    special = {i: token for token, i in vocab.items() if types[i] in (CONTROL, UNKNOWN)}
+    added = [(token, i) for (token, i), t in zip(vocab.items(), types, strict=True) if t != NORMAL]
+    special = {i: token for token, i in added if types[i] in (CONTROL, UNKNOWN)}
     core.add_special_tokens([AddedToken(token, special=True, normalized=False) for i, token in special.items()])
-    core.add_tokens([AddedToken(token, special=False, normalized=False) for token, i in vocab.items() if types[i] == USER_DEFINED])
+    core.add_tokens([AddedToken(token, special=False, normalized=False) for token, i in added if types[i] == USER_DEFINED])
     return cls(core, metadata, limit, special, kind.add_bos)
