@@ -1,4 +1,4 @@
-// Bytes of bound tensors: mapped from the file, copied, repacked (ggml's repacking buffer types do it in set_tensor), or widened to f32.
+// Where bound tensors lie: headers in a context for each place, then buffers. Their bytes: weights_fill.c.
 #include "weights_load.h"
 
 #include <stdlib.h>
@@ -7,10 +7,10 @@
 #include "hs_ops.h"
 #include "status.h"
 
-enum { PLACE_MAPPED = 0, PLACE_CPU = 1, HOST_ALIGN = 32 };
+enum { HOST_ALIGN = 32 };
 
 static int add_place(struct hs_binder * b, ggml_backend_buffer_type_t buft, int * place) {
-    for (int i = PLACE_CPU; i < b->n_places; i++) {
+    for (int i = HS_PLACE_CPU; i < b->n_places; i++) {
         if (b->places[i].buft == buft) {
             *place = i;
             return HS_OK;
@@ -67,13 +67,13 @@ int hs_binder_add(struct hs_binder * b, const struct hs_gguf_tensor * t, ggml_ba
         HS_TRY(add_place(b, buft, &e.place));
     } else {
         const void * at = hs_gguf_tensor_mapped(b->gguf, t);
-        e.place = at && (uintptr_t) at % HOST_ALIGN == 0 ? PLACE_MAPPED : PLACE_CPU;
+        e.place = at && (uintptr_t) at % HOST_ALIGN == 0 ? HS_PLACE_MAPPED : HS_PLACE_CPU;
     }
     return add(b, e, t->type, t->ne, t->name, out);
 }
 
 int hs_binder_add_packed(struct hs_binder * b, const struct hs_gguf_tensor * t, struct ggml_tensor ** out) {
-    HS_TRY(add(b, (struct hs_bound) { .src = t, .place = PLACE_CPU, .packed = true }, t->type, t->ne, t->name, out));
+    HS_TRY(add(b, (struct hs_bound) { .src = t, .place = HS_PLACE_CPU, .packed = true }, t->type, t->ne, t->name, out));
     hs_linear_mark(*out);
     return HS_OK;
 }
@@ -86,63 +86,15 @@ static int check_widens(struct hs_binder * b, const struct hs_gguf_tensor * t) {
 int hs_binder_add_f32(struct hs_binder * b, const struct hs_gguf_tensor * t, struct ggml_tensor ** out, int64_t n) {
     HS_TRY(check_widens(b, t));
     const int64_t ne[3] = {n, 1, 1};
-    return add(b, (struct hs_bound) { .src = t, .place = PLACE_CPU, .to_f32 = true }, GGML_TYPE_F32, ne, t->name, out);
+    return add(b, (struct hs_bound) { .src = t, .place = HS_PLACE_CPU, .to_f32 = true }, GGML_TYPE_F32, ne, t->name, out);
 }
 
 int hs_binder_add_sinks(struct hs_binder * b, const struct hs_gguf_tensor * global, const struct hs_gguf_tensor * window, int64_t n, struct ggml_tensor ** out) {
     if (global) HS_TRY(check_widens(b, global));
     if (window) HS_TRY(check_widens(b, window));
     const int64_t ne[3] = {n, 2, 1};
-    return add(b, (struct hs_bound) { .src = global, .src2 = window, .place = PLACE_CPU, .sinks = true }, GGML_TYPE_F32, ne,
+    return add(b, (struct hs_bound) { .src = global, .src2 = window, .place = HS_PLACE_CPU, .sinks = true }, GGML_TYPE_F32, ne,
         global ? global->name : window->name, out);
-}
-
-// All of a tensor's bytes: the mapping, or a read into *tmp (grown as needed).
-static int tensor_bytes(struct hs_binder * b, const struct hs_gguf_tensor * t, const void ** data, void ** tmp, size_t * cap) {
-    *data = hs_gguf_tensor_mapped(b->gguf, t);
-    if (*data) return HS_OK;
-    if (t->size > *cap) {
-        free(*tmp);
-        *cap = 0;
-        *tmp = malloc((size_t) t->size);
-        if (!*tmp) return hs_fail(b->err, HS_E_MEMORY, "tensor %s: cannot allocate %llu bytes", t->name, (unsigned long long) t->size);
-        *cap = (size_t) t->size;
-    }
-    *data = *tmp;
-    return hs_gguf_read_tensor(b->gguf, t, 0, t->size, *tmp, b->err);
-}
-
-static int check_values(struct hs_binder * b, const struct hs_gguf_tensor * t, const void * data) {
-    if (!b->p->check || ggml_validate_row_data(t->type, data, (size_t) t->size)) return HS_OK;
-    return hs_fail(b->err, HS_E_MODEL, "tensor %s: holds values that are not finite (or invalid quantised blocks), expected finite ones", t->name);
-}
-
-static int widen(struct hs_binder * b, const struct hs_gguf_tensor * t, float * dst, int64_t n, void ** tmp, size_t * cap) {
-    const void * data;
-    HS_TRY(tensor_bytes(b, t, &data, tmp, cap));
-    HS_TRY(check_values(b, t, data));
-    if (t->type == GGML_TYPE_F32) memcpy(dst, data, (size_t) n * sizeof *dst);
-    else ggml_get_type_traits(t->type)->to_float(data, dst, n);
-    return HS_OK;
-}
-
-static int fill(struct hs_binder * b, const struct hs_bound * e, void ** tmp, size_t * cap) {
-    if (e->to_f32 || e->sinks) {
-        const int64_t n = e->dst->ne[0];
-        float * dst = e->dst->data; // place 1 is host memory
-        if (!e->sinks) return widen(b, e->src, dst, n, tmp, cap);
-        for (int64_t i = 0; i < 2 * n; i++) dst[i] = HS_SINK_ABSENT;
-        if (e->src)  HS_TRY(widen(b, e->src, dst, n, tmp, cap));
-        if (e->src2) HS_TRY(widen(b, e->src2, dst + n, n, tmp, cap));
-        return HS_OK;
-    }
-    if (e->place == PLACE_MAPPED && !b->p->check) return HS_OK;
-    const void * data;
-    HS_TRY(tensor_bytes(b, e->src, &data, tmp, cap));
-    HS_TRY(check_values(b, e->src, data));
-    if (e->packed) hs_linear_pack(e->dst->type, e->dst->ne[0], 0, e->dst->ne[1], data, e->dst->data);
-    else if (e->place != PLACE_MAPPED) ggml_backend_tensor_set(e->dst, data, 0, (size_t) e->src->size);
-    return HS_OK;
 }
 
 // One buffer over each file's mapping, so that mapped tensors have a buffer like any other.
@@ -152,7 +104,7 @@ static int map_files(struct hs_binder * b) {
     int rc = HS_OK;
     for (int64_t i = 0; i < b->n_bound && rc == HS_OK; i++) {
         const struct hs_bound * e = &b->bound[i];
-        if (e->place != PLACE_MAPPED) continue;
+        if (e->place != HS_PLACE_MAPPED) continue;
         const int32_t f = e->src->file;
         if (!of_file[f]) {
             size_t size = 0;
@@ -175,7 +127,7 @@ static int map_files(struct hs_binder * b) {
 
 int hs_binder_load(struct hs_binder * b) {
     HS_TRY(map_files(b));
-    for (int i = PLACE_CPU; i < b->n_places; i++) {
+    for (int i = HS_PLACE_CPU; i < b->n_places; i++) {
         if (!ggml_get_first_tensor(b->places[i].ctx)) continue;
         ggml_backend_buffer_t buf = ggml_backend_alloc_ctx_tensors_from_buft(b->places[i].ctx, b->places[i].buft);
         if (!buf) {
@@ -186,21 +138,9 @@ int hs_binder_load(struct hs_binder * b) {
         hs_buffer_use_huge_pages(buf);
         b->w->bufs[b->w->n_bufs++] = buf;
     }
-    void * tmp = NULL;
-    size_t cap = 0;
-    uint64_t done = 0;
-    int rc = HS_OK;
-    for (int64_t i = 0; i < b->n_bound && rc == HS_OK; i++) {
-        rc = fill(b, &b->bound[i], &tmp, &cap);
-        done += ggml_nbytes(b->bound[i].dst);
-        if (rc == HS_OK && b->p->progress && !b->p->progress((float) ((double) done / (double) b->w->bytes), b->p->progress_user)) {
-            rc = hs_fail(b->err, HS_E_CANCELLED, "loading was cancelled");
-        }
-    }
-    free(tmp);
     for (int64_t i = 0; i < hs_gguf_n_tensors(b->gguf); i++) {
         const struct hs_gguf_tensor * t = hs_gguf_tensor_at(b->gguf, i);
         b->w->n_params += (uint64_t) t->ne[0] * (uint64_t) t->ne[1] * (uint64_t) t->ne[2] * (uint64_t) t->ne[3];
     }
-    return rc;
+    return hs_binder_fill(b);
 }

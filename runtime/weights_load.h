@@ -11,9 +11,9 @@ struct hs_bound {
     bool to_f32, sinks, packed;
 };
 
-// A place is a buffer type with a context for its tensors; place 0 is the file mapping, place 1 the CPU buffer type.
+// A place is a buffer type with a context for its tensors.
 struct hs_place { ggml_backend_buffer_type_t buft; struct ggml_context * ctx; };
-#define HS_MAX_PLACES 10
+enum { HS_PLACE_MAPPED = 0, HS_PLACE_CPU = 1, HS_MAX_PLACES = 10 }; // the file mapping, the CPU buffer type, others
 
 struct hs_binder {
     const hs_gguf * gguf;
@@ -40,3 +40,5 @@ int hs_binder_add_f32(struct hs_binder * b, const struct hs_gguf_tensor * t, str
 int hs_binder_add_sinks(struct hs_binder * b, const struct hs_gguf_tensor * global, const struct hs_gguf_tensor * window, int64_t n, struct ggml_tensor ** out);
 // Allocate every place and fill every tensor.
 int hs_binder_load(struct hs_binder * b);
+// The second half of hs_binder_load. Calls the progress function in this thread; of several errors, reports the first tensor's.
+int hs_binder_fill(struct hs_binder * b);
