@@ -7,7 +7,7 @@
 
 #include "decode_float.h"
 #include "decode_q8.h"
-#include "few.h"
+#include "decode_softmax.h"
 
 // The keys of a query, run by run.
 struct key_walk {
@@ -62,6 +62,17 @@ static enum row_type row_type_of(const struct hs_cache * c) {
     return c->t->type == GGML_TYPE_F16 ? ROW_F16 : c->t->type == GGML_TYPE_Q8_0 ? ROW_Q8_0 : ROW_F32;
 }
 
+// Up to so many rows are decoded here; more go to lanes, converted keys and the matrix kernel.
+static int32_t decode_rows(const struct hs_branch * br) {
+#if defined(HS_VNNI)
+    if (row_type_of(&br->k) == ROW_Q8_0 && row_type_of(&br->v) == ROW_Q8_0) {
+        return INT32_MAX;
+    }
+#endif
+    (void) br;
+    return FEW_ROWS;
+}
+
 // What all tiles of a walk share.
 struct decode {
     struct sub * u;
@@ -89,7 +100,7 @@ static void tile_logits(const struct decode * c, const struct tile_rows * k, con
         return;
     }
 #endif
-    decode_dots(c->k, u->n_rep, u->a->plan.d_qk, u->q, k, u->s, next);
+    decode_dots(c->k, u->n_rep, u->a->plan.d_qk, u->q, k, u->kv, u->s, next);
 }
 
 static void tile_values(const struct decode * c, const struct tile_rows * v, const struct ahead * next) {
@@ -99,7 +110,7 @@ static void tile_values(const struct decode * c, const struct tile_rows * v, con
         return;
     }
 #endif
-    decode_values(c->v, u->n_rep, u->a->plan.d_v, u->s, v, u->o, next);
+    decode_values(c->v, u->n_rep, u->a->plan.d_v, u->s, v, u->kv, u->o, next);
 }
 
 static void decode_tile(const struct decode * c, const struct key_tile * t, const struct key_tile * next) {
@@ -109,9 +120,7 @@ static void decode_tile(const struct decode * c, const struct key_tile * t, cons
         touch_blocks(u, t->first, t->first + t->k.n);
     }
     tile_logits(c, &t->k, &values);
-    u->lo[0] = 0;
-    u->hi[0] = t->k.n - 1;
-    few_softmax(u, t->first, 0);
+    tile_softmax(u, t->first, t->k.n);
     tile_values(c, &t->v, &keys);
 }
 

@@ -1,4 +1,4 @@
-// Decode: logits and weighted sums of one query's few rows, straight from cache rows of any type. Included once per level.
+// Decode: logits and weighted sums of one query's few rows, straight from cache rows. Included once per level.
 //
 // Replaces: conversion of a tile to f32 rows, then dot products and a small matrix product. Saves: the store and reload of the converted tile; every
 // key and value is converted once, in registers, for all query heads of its group (up to 8 of them).
@@ -37,10 +37,6 @@ HS_INLINE vf row_load(const enum row_type type, const void * row, int x) {
     if (type == ROW_F16) {
         return vf_load_f16((const uint16_t *) row + x);
     }
-    if (type == ROW_Q8_0) {
-        const struct q8_0_block * b = (const struct q8_0_block *) row + x / 32;
-        return vf_mul(vf_set(hs_f16(b->d)), vf_load_i8(b->q + x % 32));
-    }
     return vf_load((const float *) row + x);
 }
 
@@ -53,8 +49,8 @@ HS_INLINE void decode_dots_block(const enum row_type type, const int rows, const
         acc[i] = vf_set(0.0f);
     }
     const bool fetch = next && j0 < next->rows->n; // the rows behind the last one are copies of it
-    const int32_t lines = fetch ? (next->to * 2 * VL / d + 63) / 64 * 64 : 0;
-    for (int x = 0, at = 0; x < d; x += 2 * VL) {
+    const int32_t lines = fetch ? (next->to * 32 / d + 63) / 64 * 64 : 0;
+    for (int x = 0, at = 0; x < d; x += 32) {
         for (const int32_t end = fetch && at + lines < next->to ? at + lines : fetch ? next->to : 0; at < end; at += 64) {
             HS_UNROLL
             for (int j = 0; j < keys; j++) {
@@ -62,7 +58,7 @@ HS_INLINE void decode_dots_block(const enum row_type type, const int rows, const
             }
         }
         HS_UNROLL
-        for (int y = x; y < x + 2 * VL; y += VL) {
+        for (int y = x; y < x + 32; y += VL) {
             vf k[16];
             HS_UNROLL
             for (int j = 0; j < keys; j++) {
@@ -130,11 +126,26 @@ HS_INLINE void decode_dots_any(const enum row_type type, int rows, int d, const 
     }
 }
 
-static void decode_dots(enum row_type type, int rows, int d, const float * q, const struct tile_rows * k, float * s, const struct ahead * next) {
-    switch (type) {
-        case ROW_F32:  decode_dots_any(ROW_F32, rows, d, q, k, s, next); break;
-        case ROW_F16:  decode_dots_any(ROW_F16, rows, d, q, k, s, next); break;
-        case ROW_Q8_0: decode_dots_any(ROW_Q8_0, rows, d, q, k, s, next); break;
+// q8_0 rows go through a buffer: with several passes over them, converting in registers costs more than storing once.
+static void decode_convert(const struct tile_rows * from, int d, float * buffer, struct tile_rows * to, const struct ahead * next) {
+    for (int32_t j = 0; j < (from->n + HS_LANES - 1) / HS_LANES * HS_LANES; j++) {
+        fetch_ahead(next, j);
+        convert_row(GGML_TYPE_Q8_0, from->row[j], buffer + (ptrdiff_t) j * d, d);
+        to->row[j] = buffer + (ptrdiff_t) j * d;
+    }
+    to->n = from->n;
+}
+
+static void decode_dots(enum row_type type, int rows, int d, const float * q, const struct tile_rows * k, float * buffer, float * s,
+    const struct ahead * next) {
+    if (type == ROW_F16) {
+        decode_dots_any(ROW_F16, rows, d, q, k, s, next);
+    } else if (type == ROW_F32) {
+        decode_dots_any(ROW_F32, rows, d, q, k, s, next);
+    } else {
+        struct tile_rows f;
+        decode_convert(k, d, buffer, &f, next);
+        decode_dots_any(ROW_F32, rows, d, q, &f, s, NULL);
     }
 }
 
@@ -241,10 +252,15 @@ HS_INLINE void decode_values_any(const enum row_type type, int rows, int d, cons
     }
 }
 
-static void decode_values(enum row_type type, int rows, int d, const float * p, const struct tile_rows * v, float * o, const struct ahead * next) {
-    switch (type) {
-        case ROW_F32:  decode_values_any(ROW_F32, rows, d, p, v, o, next); break;
-        case ROW_F16:  decode_values_any(ROW_F16, rows, d, p, v, o, next); break;
-        case ROW_Q8_0: decode_values_any(ROW_Q8_0, rows, d, p, v, o, next); break;
+static void decode_values(enum row_type type, int rows, int d, const float * p, const struct tile_rows * v, float * buffer, float * o,
+    const struct ahead * next) {
+    if (type == ROW_F16) {
+        decode_values_any(ROW_F16, rows, d, p, v, o, next);
+    } else if (type == ROW_F32) {
+        decode_values_any(ROW_F32, rows, d, p, v, o, next);
+    } else {
+        struct tile_rows f;
+        decode_convert(v, d, buffer, &f, next);
+        decode_values_any(ROW_F32, rows, d, p, &f, o, NULL);
     }
 }

@@ -15,24 +15,6 @@
 #define Q8_BLOCKS 8 // of 32: d <= 256
 #define Q8_ROWS   4 // query heads at a time
 
-// Maxima of 16 vectors, lane i that of x[i]; as vf_sums in simd.h.
-HS_INLINE vf vf_maxs(const vf * x) {
-    vf a[8], b[4];
-    HS_UNROLL
-    for (int i = 0; i < 8; i++) {
-        const int at = (i & 2) / 2 + (i & 1) * 2 + (i & 4) * 2;
-        const vf p = x[at], q = x[at + 4];
-        a[i] = _mm512_max_ps(_mm512_shuffle_f32x4(p, q, 0x44), _mm512_shuffle_f32x4(p, q, 0xee));
-    }
-    HS_UNROLL
-    for (int i = 0; i < 4; i++) {
-        b[i] = _mm512_max_ps(_mm512_shuffle_f32x4(a[i], a[i + 4], 0x88), _mm512_shuffle_f32x4(a[i], a[i + 4], 0xdd));
-    }
-    const vf c = _mm512_max_ps(_mm512_shuffle_ps(b[0], b[2], 0x44), _mm512_shuffle_ps(b[0], b[2], 0xee));
-    const vf d = _mm512_max_ps(_mm512_shuffle_ps(b[1], b[3], 0x44), _mm512_shuffle_ps(b[1], b[3], 0xee));
-    return _mm512_max_ps(_mm512_shuffle_ps(c, d, 0x88), _mm512_shuffle_ps(c, d, 0xdd));
-}
-
 // acc += products of u's bytes without sign and s's bytes with, four a lane. As an instruction because gcc 12 copies every accumulator of the
 // intrinsic to another register and back.
 HS_INLINE void q8_dot4(__m512i * acc, __m512i u, __m512i s) {
@@ -313,11 +295,6 @@ static bool q8_values(struct sub * u, const struct tile_rows * v, const struct a
     __mmask16 below = 0;
     if (v->n <= HS_TILE_KEYS - VL) {
         memset(factor, 0, sizeof(factor));
-    }
-    for (int32_t j = HS_TILE_KEYS - VL; j >= v->n; j -= VL) { // not a full tile
-        for (int32_t r = 0; r < n; r++) {
-            vf_store(u->s + r * HS_TILE_KEYS + j, vf_set(0.0f));
-        }
     }
     for (int32_t j = 0; j < v->n; j += VL) {
         for (int32_t b = 0; b < n_blocks; b++) {

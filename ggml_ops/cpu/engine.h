@@ -77,7 +77,7 @@ static struct sub sub_make(const struct core * w, float * state, int b, int32_t 
     struct sub u = {
         .a = w->a, .br = br, .seq = w->a->seq[w->tok0], .head_kv = (int64_t) w->chunk * (pl->chunk / pl->n_rep[b]) + c,
         .nq = w->nq, .n_rep = pl->n_rep[b], .rows = scores || w->nq > 1 ? pl->sub_rows[b] : hs_round_lanes(pl->n_rep[b]),
-        .block_size = scores ? w->a->p->block_size : 0, .lanes = pl->n_rep[b] > FEW_ROWS, .m = state + pl->m[b] + r0, .l = state + pl->l[b] + r0,
+        .block_size = scores ? w->a->p->block_size : 0, .lanes = pl->n_rep[b] > decode_rows(br), .m = state + pl->m[b] + r0, .l = state + pl->l[b] + r0,
         .o = state + pl->o[b] + r0 * pl->d_v, .block_max = state + pl->block_max, .head = state_head(state),
         .q = w->work + pl->q, .qt = w->work + pl->qt, .s = w->work + pl->s, .kv = w->work + pl->kv,
         .row_fix = w->work + pl->row_fix,

@@ -67,7 +67,24 @@ HS_INLINE vf vf_sums(const vf * x) {
     const vf d = _mm512_add_ps(_mm512_shuffle_ps(b[1], b[3], 0x44), _mm512_shuffle_ps(b[1], b[3], 0xee));
     return _mm512_add_ps(_mm512_shuffle_ps(c, d, 0x88), _mm512_shuffle_ps(c, d, 0xdd));
 }
-// The same, out as rows x keys (x[i * keys + j], rows * keys <= 16) to s[i * stride + j]; keys: 2, 4, 8 or 16, a constant.
+// Likewise the maxima.
+HS_INLINE vf vf_maxs(const vf * x) {
+    vf a[8], b[4];
+    HS_UNROLL
+    for (int i = 0; i < 8; i++) {
+        const int at = (i & 2) / 2 + (i & 1) * 2 + (i & 4) * 2;
+        const vf p = x[at], q = x[at + 4];
+        a[i] = _mm512_max_ps(_mm512_shuffle_f32x4(p, q, 0x44), _mm512_shuffle_f32x4(p, q, 0xee));
+    }
+    HS_UNROLL
+    for (int i = 0; i < 4; i++) {
+        b[i] = _mm512_max_ps(_mm512_shuffle_f32x4(a[i], a[i + 4], 0x88), _mm512_shuffle_f32x4(a[i], a[i + 4], 0xdd));
+    }
+    const vf c = _mm512_max_ps(_mm512_shuffle_ps(b[0], b[2], 0x44), _mm512_shuffle_ps(b[0], b[2], 0xee));
+    const vf d = _mm512_max_ps(_mm512_shuffle_ps(b[1], b[3], 0x44), _mm512_shuffle_ps(b[1], b[3], 0xee));
+    return _mm512_max_ps(_mm512_shuffle_ps(c, d, 0x88), _mm512_shuffle_ps(c, d, 0xdd));
+}
+// Sums as in vf_sums, out as rows x keys (x[i * keys + j], rows * keys <= 16) to s[i * stride + j]; keys: 2, 4, 8 or 16, a constant.
 HS_INLINE void vf_store_sums(const vf * x, const int rows, const int keys, float * s, int stride) {
     const vf sum = vf_sums(x);
     if (keys == 16) {
@@ -114,7 +131,7 @@ typedef __m256 vf;
 #define DOT_ROWS 2
 #define DOT_KEYS 4
 #define MM_ROWS 6
-#define FEW_ROWS 6
+#define FEW_ROWS 8
 HS_INLINE vf vf_load(const float * p) { return _mm256_loadu_ps(p); }
 HS_INLINE void vf_store(float * p, vf x) { _mm256_storeu_ps(p, x); }
 HS_INLINE vf vf_set(float x) { return _mm256_set1_ps(x); }
