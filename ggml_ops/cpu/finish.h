@@ -51,7 +51,9 @@ static void item_finish(const struct core * w, float * state) {
                                               : NULL;
                 finish_row(a->out + (token * pl->n_head + head) * pl->d_v, u.o + (ptrdiff_t) r * pl->d_v, l > 0.0f ? fix / l : 0.0f, gate,
                     per_channel, b > 0, pl->d_v);
-                lse[r] = m + logf(l);
+                if (u.block_size > 0) {
+                    lse[r] = m + logf(l);
+                }
             }
             for (int32_t i = 0; i < u.nq && u.block_size > 0; i++) {
                 const int64_t token = w->tok0 + i;

@@ -97,15 +97,11 @@ static void panel_values(int rows, int d, const float * const * p, const float *
     }
 }
 
-// nk keys, f32 rows [nk][d] times `scale`, to strips [strip][d][PANEL_W]; keys nk .. up to a multiple of VL are zero. rows has room for them.
-static void panel_pack_keys(float * rows, int nk, int d, float scale, float * kt) {
-    const int end = (nk + VL - 1) / VL * VL;
-    memset(rows + (ptrdiff_t) nk * d, 0, (size_t) ((end - nk) * d) * sizeof(float));
-    for (int j = 0; j < end; j += VL) {
-        float * to = kt + (ptrdiff_t) (j / PANEL_W) * d * PANEL_W + j % PANEL_W;
-        for (int x = 0; x < d; x += VL) {
-            vf_transpose(rows + (ptrdiff_t) j * d + x, d, to + (ptrdiff_t) x * PANEL_W, PANEL_W, vf_set(scale));
-        }
+// n <= VL keys, f32 rows [n][d] times `scale`, to the columns of a strip [d][PANEL_W]; keys n .. VL - 1 are zero. rows has room for them.
+static void panel_pack_keys(float * rows, int n, int d, float scale, float * kt) {
+    memset(rows + (ptrdiff_t) n * d, 0, (size_t) ((VL - n) * d) * sizeof(float));
+    for (int x = 0; x < d; x += VL) {
+        vf_transpose(rows + x, d, kt + (ptrdiff_t) x * PANEL_W, PANEL_W, vf_set(scale));
     }
 }
 

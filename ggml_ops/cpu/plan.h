@@ -27,7 +27,7 @@ struct hs_plan {
     // Offsets in f32 elements. A state (running maxima, denominators, outputs, block maxima of an item) exists twice where items
     // can be cut (schedule.h).
     int64_t m[2], l[2], o[2], block_max, state_elems; // inside a state; its first HS_LANES elements are struct hs_state_head
-    int64_t q, qt, s, kv, row_fix; // inside the workspace, behind the states; of a query tile of one, but for s and kv
+    int64_t q, qt, s, kv, row_fix; // inside the workspace, behind the states; of a query tile of one, but for q, s and kv
     int64_t kt, vt, see, start, picks;             // of larger ones (prefill.h)
     int64_t work_elems;
 };
@@ -105,7 +105,7 @@ static inline struct hs_plan hs_plan_make(enum hs_op_id op, int64_t d_qk, int64_
     const int64_t n_items = (n_tokens + pl.tq - 1) / pl.tq * (n_head / pl.chunk);
     end *= hs_plan_cuts(n_items, p->n_threads_max) ? 2 : 1;
     const int64_t one = pl.n_blocks ? sub_max : hs_round_lanes(n_rep); // block maxima share the stride of the rows
-    pl.q = hs_take(&end, one * d_qk);
+    pl.q = hs_take(&end, (pl.tq > 1 ? sub_max : one) * d_qk);
     pl.qt = hs_take(&end, one * d_qk);
     pl.s = hs_take(&end, (one > HS_PANEL_ROWS ? one : HS_PANEL_ROWS) * HS_TILE_KEYS);
     pl.kv = hs_take(&end, HS_TILE_KEYS * (d_qk > d_v ? d_qk : d_v)); // keys, then values: one buffer stays in the first cache

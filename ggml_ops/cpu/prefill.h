@@ -29,23 +29,35 @@ struct panel_rows {
     int32_t group_lo[HS_PANEL_ROWS], group_hi[HS_PANEL_ROWS];
 };
 
-// The next rows of a list of n queries, from row *at on (query-major).
-static bool panel_take(const struct sub * u, int32_t tok0, const struct see * see, int32_t n, int32_t * at, struct panel_rows * p) {
+// Where a list of queries has been taken up to: row `rep` of query list[i].
+struct panel_at { int32_t i, rep; };
+
+// The next rows of a list of n queries, query-major.
+static bool panel_take(const struct sub * u, const struct see * list, int32_t n, struct panel_at * at, struct panel_rows * p) {
     const struct hs_plan * pl = &u->a->plan;
-    const int32_t end = n * u->n_rep;
-    for (p->n = 0; p->n < HS_PANEL_ROWS && *at < end; p->n++, ++*at) {
-        const struct see * x = &see[*at / u->n_rep];
-        const int32_t i = p->n, rep = *at % u->n_rep, g = i / PANEL_ROWS;
-        p->row[i] = x->query * u->n_rep + rep;
-        p->q[i] = u->a->q + ((int64_t) (tok0 + x->query) * pl->n_head + u->head_kv * u->n_rep + rep) * pl->d_qk;
-        p->s[i] = u->s + (ptrdiff_t) i * HS_TILE_KEYS;
-        p->o[i] = u->o + (ptrdiff_t) p->row[i] * pl->d_v;
-        p->lo[i] = x->lo;
-        p->hi[i] = x->hi;
-        p->group_lo[g] = i % PANEL_ROWS == 0 || x->lo < p->group_lo[g] ? x->lo : p->group_lo[g];
-        p->group_hi[g] = i % PANEL_ROWS == 0 || x->hi > p->group_hi[g] ? x->hi : p->group_hi[g];
+    int32_t x = 0, in_group = 0, g = 0;
+    for (; at->i < n && x < HS_PANEL_ROWS; at->i++) {
+        const struct see see = list[at->i];
+        for (; at->rep < u->n_rep && x < HS_PANEL_ROWS; at->rep++, x++) {
+            const int32_t row = see.query * u->n_rep + at->rep;
+            p->row[x] = row;
+            p->q[x] = u->q + (ptrdiff_t) row * pl->d_qk;
+            p->s[x] = u->s + (ptrdiff_t) x * HS_TILE_KEYS;
+            p->o[x] = u->o + (ptrdiff_t) row * pl->d_v;
+            p->lo[x] = see.lo;
+            p->hi[x] = see.hi;
+            p->group_lo[g] = in_group == 0 || see.lo < p->group_lo[g] ? see.lo : p->group_lo[g];
+            p->group_hi[g] = in_group == 0 || see.hi > p->group_hi[g] ? see.hi : p->group_hi[g];
+            in_group = in_group + 1 == PANEL_ROWS ? 0 : in_group + 1;
+            g += in_group == 0;
+        }
+        if (at->rep < u->n_rep) {
+            break;
+        }
+        at->rep = 0;
     }
-    return p->n > 0;
+    p->n = x;
+    return x > 0;
 }
 
 // Block maxima of a row whose tile holds several blocks, or parts of them.
@@ -194,6 +206,38 @@ static void panel_load_values(struct sub * u, int64_t j0, int32_t nk) {
     }
 }
 
+// Keys and values of the tile after the one at hand, on their way to the second cache piece by piece. A page is too short for a prefetcher that has to
+// see a stream first, and a tile of few rows is done before its successor would come from memory.
+struct panel_ahead {
+    const struct sub * u;
+    const struct hs_cache * c; // keys, then values, then NULL
+    int64_t j0, j, end;
+    const char * at, * stop;
+};
+
+static struct panel_ahead panel_ahead_of(const struct sub * u, int64_t j0, int64_t end) {
+    return (struct panel_ahead) { .u = u, .c = j0 < end ? &u->br->k : NULL, .j0 = j0, .j = j0, .end = end };
+}
+
+static void panel_ahead_lines(struct panel_ahead * x, int32_t n) {
+    for (; n > 0 && x->c; n--) {
+        if (x->at >= x->stop) {
+            if (x->j == x->end) {
+                x->c = x->c == &x->u->br->k ? &x->u->br->v : NULL;
+                x->j = x->j0;
+                continue;
+            }
+            const void * at;
+            const int64_t run = cache_run(x->c, x->u->seq, x->u->head_kv, x->j, x->end - x->j, &at);
+            x->at = at;
+            x->stop = x->at + (size_t) run * x->c->t->nb[1];
+            x->j += run;
+        }
+        __builtin_prefetch(x->at, 0, 2);
+        x->at += 64;
+    }
+}
+
 // Lines of rows that come next, on their way from the second cache while the rows before them are at work.
 static void panel_fetch(const struct panel_rows * p, int32_t i, const float * const * rows, int32_t elems, const bool written) {
     for (int32_t r = i; r < i + PANEL_ROWS && r < p->n; r++) {
@@ -203,33 +247,56 @@ static void panel_fetch(const struct panel_rows * p, int32_t i, const float * co
     }
 }
 
-// The rows of p against the converted tile; `scored`: their logits are there already.
-static void panel_run(struct sub * u, const struct panel_rows * p, int64_t j0, bool whole, bool scored) {
+// The tile at hand: nk keys from position j0 on.
+struct panel_keys {
+    int64_t j0;
+    int32_t nk, lines;   // lines: of the next tile, fetched beside each register block
+    bool whole;          // it lies in one block
+    bool few, values;    // few rows: their logits are there already; values are converted
+    struct panel_ahead ahead;
+};
+
+// The rows of p against the tile. Values are converted only now, so that the keys are in the first cache for the first rows, and the values then.
+static void panel_run(struct sub * u, const struct panel_rows * p, struct panel_keys * k) {
     const struct hs_plan * pl = &u->a->plan;
     const float * const * s = (const float * const *) p->s, * const * o = (const float * const *) p->o;
-    for (int32_t i = 0; i < p->n && !scored; i += PANEL_ROWS) {
+    for (int32_t i = 0; i < p->n && !k->few; i += PANEL_ROWS) {
         const int32_t g = i / PANEL_ROWS, rows = p->n - i < PANEL_ROWS ? p->n - i : PANEL_ROWS;
         panel_fetch(p, i, s, HS_TILE_KEYS, true);
         panel_fetch(p, i + PANEL_ROWS, p->q, pl->d_qk, false);
+        panel_ahead_lines(&k->ahead, k->lines);
         panel_scores(rows, pl->d_qk, p->q + i, u->kt, p->group_lo[g], p->group_hi[g], p->s + i);
     }
     for (int32_t i = 0; i < p->n; i += 4) {
-        panel_maxima(u, p, i, j0, whole);
+        panel_maxima(u, p, i, k->j0, k->whole);
         panel_weights(u, p, i);
+    }
+    if (!k->values) {
+        panel_load_values(u, k->j0, k->nk);
+        k->values = true;
     }
     for (int32_t i = 0; i < p->n; i += PANEL_ROWS) {
         const int32_t g = i / PANEL_ROWS, rows = p->n - i < PANEL_ROWS ? p->n - i : PANEL_ROWS;
         panel_fetch(p, i + PANEL_ROWS, s, HS_TILE_KEYS, false);
         panel_fetch(p, i + PANEL_ROWS, o, pl->d_v, true);
+        panel_ahead_lines(&k->ahead, k->lines);
         panel_values(rows, pl->d_v, s + i, u->vt, p->group_lo[g], p->group_hi[g], p->o + i);
     }
 }
 
-// One tile: nk keys from position j0 on, and the n queries that see some of them.
-static void panel_tile(struct sub * u, int32_t tok0, int64_t j0, int32_t nk, const struct see * see, int32_t n) {
-    const struct hs_plan * pl = &u->a->plan;
+// Keys to strips, a vector of them at a time.
+static void panel_load_keys(struct sub * u, int64_t j0, int32_t nk, float scale) {
+    const int32_t d = u->a->plan.d_qk;
+    for (int32_t j = 0; j < nk; j += VL) {
+        const int32_t n = nk - j < VL ? nk - j : VL;
+        load_rows(&u->br->k, u->seq, u->head_kv, j0 + j, n, u->kv);
+        panel_pack_keys(u->kv, n, d, scale, u->kt + (ptrdiff_t) (j / PANEL_W) * d * PANEL_W + j % PANEL_W);
+    }
+}
+
+// One tile: nk keys from position j0 on, and the n queries that see some of them. `next`: keys of the tile behind it, or none.
+static void panel_tile(struct sub * u, int64_t j0, int32_t nk, const struct see * see, int32_t n, struct hs_run next) {
     const float scale = u->a->p->scale * LOG2_E;
-    const bool few = n * u->n_rep <= PANEL_FEW, whole = u->block_size > 0 && j0 / u->block_size == (j0 + nk - 1) / u->block_size;
     struct panel_rows p;
     if (n == 0) {
         return;
@@ -237,18 +304,32 @@ static void panel_tile(struct sub * u, int32_t tok0, int64_t j0, int32_t nk, con
     if (u->block_size > 0) {
         touch_blocks(u, j0, j0 + nk);
     }
-    int32_t at = 0;
-    panel_take(u, tok0, see, n, &at, &p);
-    load_rows(&u->br->k, u->seq, u->head_kv, j0, nk, u->kv);
-    if (few) {
+    const int64_t n_lines = (next.end - next.first) * (int64_t) (u->br->k.t->nb[1] + u->br->v.t->nb[1]) / 64;
+    struct panel_keys k = {
+        .j0 = j0, .nk = nk, .lines = (int32_t) n_lines * PANEL_ROWS / (2 * n * u->n_rep) + 1, .few = n * u->n_rep <= PANEL_FEW,
+        .whole = u->block_size > 0 && j0 / u->block_size == (j0 + nk - 1) / u->block_size, .ahead = panel_ahead_of(u, next.first, next.end),
+    };
+    struct panel_at at = { 0, 0 };
+    panel_take(u, see, n, &at, &p);
+    if (k.few) {
+        load_rows(&u->br->k, u->seq, u->head_kv, j0, nk, u->kv);
         panel_few_scores(u, &p, scale);
     } else {
-        panel_pack_keys(u->kv, nk, pl->d_qk, scale, u->kt);
+        panel_load_keys(u, j0, nk, scale);
     }
-    panel_load_values(u, j0, nk);
     do {
-        panel_run(u, &p, j0, whole, few);
-    } while (panel_take(u, tok0, see, n, &at, &p));
+        panel_run(u, &p, &k);
+    } while (panel_take(u, see, n, &at, &p));
+}
+
+// The item's queries in one piece: in the op's q the tokens of a head lie a power of two apart, all in few sets of a cache.
+static void panel_begin(struct sub * u, int32_t tok0) {
+    const struct hs_plan * pl = &u->a->plan;
+    const int64_t n = (int64_t) u->n_rep * pl->d_qk;
+    for (int32_t i = 0; i < u->nq; i++) {
+        const float * src = u->a->q + (int64_t) (tok0 + i) * pl->n_head * pl->d_qk + u->head_kv * n;
+        memcpy(u->q + i * n, src, (size_t) n * sizeof(float));
+    }
 }
 
 // Running maxima as the other paths and item_finish keep them.
@@ -264,6 +345,7 @@ static int32_t clamp(int64_t x, int64_t lo, int64_t hi) {
 
 // Window or causal: tiles from..to of the positions in view.
 static void panel_walk_dense(struct sub * u, int32_t tok0, struct hs_run span, int64_t from, int64_t to) {
+    panel_begin(u, tok0);
     for (int64_t x = from; x < to && span.first + x * HS_TILE_KEYS < span.end; x++) {
         const int64_t j0 = span.first + x * HS_TILE_KEYS, left = span.end - j0;
         const int32_t nk = left < HS_TILE_KEYS ? (int32_t) left : HS_TILE_KEYS;
@@ -274,7 +356,8 @@ static void panel_walk_dense(struct sub * u, int32_t tok0, struct hs_run span, i
             u->see[n] = s;
             n += s.lo <= s.hi;
         }
-        panel_tile(u, tok0, j0, nk, u->see, n);
+        const int64_t next = j0 + nk, end = next + HS_TILE_KEYS < span.end ? next + HS_TILE_KEYS : span.end;
+        panel_tile(u, j0, nk, u->see, n, (struct hs_run) { next, x + 1 < to ? end : next });
     }
     panel_end(u);
 }
@@ -318,13 +401,31 @@ static int64_t panel_turn(struct sub * u, int32_t tok0) {
     return n_blocks;
 }
 
+// The first key tile of the first block from `b` on that some query sees, up to position `end`.
+static struct hs_run panel_next_tile(const struct sub * u, int64_t b, int64_t n_blocks, int64_t end) {
+    const int64_t size = u->a->p->block_size;
+    for (; b < n_blocks; b++) {
+        if (u->start[b] > (b > 0 ? u->start[b - 1] : 0)) {
+            const int64_t first = b * size, n = size < HS_TILE_KEYS ? size : HS_TILE_KEYS;
+            return (struct hs_run) { first, first + n < end ? first + n : end };
+        }
+    }
+    return (struct hs_run) { 0, 0 };
+}
+
 // Block after block that some query of the tile sees.
 static void panel_walk_selected(struct sub * u, int32_t tok0) {
     const int64_t size = u->a->p->block_size, n_blocks = panel_turn(u, tok0);
+    int64_t end = 0;
+    panel_begin(u, tok0);
+    for (int32_t i = 0; i < u->nq; i++) {
+        end = u->a->pos[tok0 + i] >= end ? u->a->pos[tok0 + i] + 1 : end;
+    }
     for (int64_t b = 0; b < n_blocks; b++) {
         const int32_t * picks = u->picks + (b > 0 ? u->start[b - 1] : 0), n_picks = (int32_t) (u->picks + u->start[b] - picks);
         for (int64_t j0 = b * size; j0 < (b + 1) * size && n_picks > 0; j0 += HS_TILE_KEYS) {
-            const int32_t nk = (b + 1) * size - j0 < HS_TILE_KEYS ? (int32_t) ((b + 1) * size - j0) : HS_TILE_KEYS;
+            const int64_t left = (b + 1) * size - j0;
+            const int32_t nk = left < HS_TILE_KEYS ? (int32_t) left : HS_TILE_KEYS;
             int32_t n = 0, last = -1;
             for (int32_t i = 0; i < n_picks; i++) {
                 const int64_t t = u->a->pos[tok0 + picks[i] / 2], first = picks[i] % 2 ? j0 : t - u->br->window + 1;
@@ -333,7 +434,8 @@ static void panel_walk_selected(struct sub * u, int32_t tok0) {
                 n += s.lo <= s.hi;
                 last = s.hi > last ? s.hi : last;
             }
-            panel_tile(u, tok0, j0, last + 1, u->see, n);
+            const struct hs_run inside = { j0 + nk, j0 + 2 * nk < end ? j0 + 2 * nk : end };
+            panel_tile(u, j0, last + 1, u->see, n, left > nk && inside.first < end ? inside : panel_next_tile(u, b + 1, n_blocks, end));
         }
     }
     panel_end(u);
