@@ -88,7 +88,9 @@ static struct decode decode_make(struct sub * u) {
     if (c.k == ROW_Q8_0) {
         c.q8 = q8_query_make(u);
     }
+    if (!c.q8.z)
 #endif
+    decode_spread(u->n_rep, u->a->plan.d_qk, u->q, u->qt);
     return c;
 }
 
@@ -100,7 +102,7 @@ static void tile_logits(const struct decode * c, const struct tile_rows * k, con
         return;
     }
 #endif
-    decode_dots(c->k, u->n_rep, u->a->plan.d_qk, u->q, k, u->kv, u->s, next);
+    decode_dots(c->k, u->n_rep, u->a->plan.d_qk, u->qt, k, u->kv, u->s, next);
 }
 
 static void tile_values(const struct decode * c, const struct tile_rows * v, const struct ahead * next) {

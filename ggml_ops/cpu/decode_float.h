@@ -40,38 +40,45 @@ HS_INLINE vf row_load(const enum row_type type, const void * row, int x) {
     return vf_load((const float *) row + x);
 }
 
-// Logits of `rows` query heads and `keys` keys: s[i * HS_TILE_KEYS + j].
-HS_INLINE void decode_dots_block(const enum row_type type, const int rows, const int keys, int d, const float * q, const void * const * row, float * s,
-    const struct ahead * next, int32_t j0) {
+// q as [d / VL][n][VL], n heads: the dot kernel walks it with one pointer.
+static void decode_spread(int32_t n, int32_t d, const float * q, float * out) {
+    for (int32_t r = 0; r < n; r++) {
+        for (int32_t x = 0; x < d; x += VL) {
+            vf_store(out + (x / VL * n + r) * VL, vf_load(q + r * d + x));
+        }
+    }
+}
+
+// Logits of `rows` of n query heads and of `keys` keys: s[i * HS_TILE_KEYS + j].
+HS_INLINE void decode_dots_block(const enum row_type type, const int rows, const int keys, int n, int d, const float * q, const void * const * row,
+    float * s) {
+    const char * k[16];
     vf acc[16];
     HS_UNROLL
     for (int i = 0; i < 16; i++) {
         acc[i] = vf_set(0.0f);
     }
-    const bool fetch = next && j0 < next->rows->n; // the rows behind the last one are copies of it
-    const int32_t lines = fetch ? (next->to * 32 / d + 63) / 64 * 64 : 0;
-    for (int x = 0, at = 0; x < d; x += 32) {
-        for (const int32_t end = fetch && at + lines < next->to ? at + lines : fetch ? next->to : 0; at < end; at += 64) {
-            HS_UNROLL
-            for (int j = 0; j < keys; j++) {
-                __builtin_prefetch((const char *) next->rows->row[j0 + j] + at, 0, 2);
-            }
-        }
+    HS_UNROLL
+    for (int j = 0; j < keys; j++) {
+        k[j] = row[j];
+    }
+    for (int x = 0; x < d; x += 32) {
         HS_UNROLL
-        for (int y = x; y < x + 32; y += VL) {
-            vf k[16];
+        for (int y = 0; y < 32; y += VL) {
+            vf b[16];
             HS_UNROLL
             for (int j = 0; j < keys; j++) {
-                k[j] = row_load(type, row[j], y);
+                b[j] = row_load(type, k[j], x + y);
             }
             HS_UNROLL
             for (int i = 0; i < rows; i++) {
-                const vf a = vf_load(q + i * d + y);
+                const vf a = vf_load(q + i * VL);
                 HS_UNROLL
                 for (int j = 0; j < keys; j++) {
-                    acc[i * keys + j] = vf_fma(a, k[j], acc[i * keys + j]);
+                    acc[i * keys + j] = vf_fma(a, b[j], acc[i * keys + j]);
                 }
             }
+            q += n * VL;
         }
     }
 #if defined(HS_SIMD_AVX512)
@@ -84,42 +91,46 @@ HS_INLINE void decode_dots_block(const enum row_type type, const int rows, const
 #endif
 }
 
-HS_INLINE void decode_dots_pass(const enum row_type type, const int rows, const int keys, int d, const float * q, const struct tile_rows * k, float * s,
-    const struct ahead * next) {
+HS_INLINE void decode_dots_pass(const enum row_type type, const int rows, const int keys, int n, int d, const float * q, const struct tile_rows * k,
+    float * s, const struct ahead * next) {
     for (int32_t j = 0; j < k->n; j += keys) {
-        decode_dots_block(type, rows, keys, d, q, k->row + j, s + j, next, j);
+        HS_UNROLL
+        for (int32_t i = 0; i < keys && next; i++) {
+            fetch_ahead(next, j + i);
+        }
+        decode_dots_block(type, rows, keys, n, d, q, k->row + j, s + j);
     }
 }
 
-// All rows: as few passes over the keys as registers allow. The first pass fetches ahead.
+// All rows: as few passes over the keys as registers allow. The first pass fetches ahead. q: decode_spread's.
 HS_INLINE void decode_dots_any(const enum row_type type, int rows, int d, const float * q, const struct tile_rows * k, float * s,
     const struct ahead * next) {
     for (int i = 0; i < rows;) {
-        const int left = rows - i;
-        const float * qi = q + (ptrdiff_t) i * d;
+        const int left = rows - i, n = rows;
+        const float * qi = q + (ptrdiff_t) i * VL;
         float * si = s + (ptrdiff_t) i * HS_TILE_KEYS;
         const struct ahead * fetch = i == 0 ? next : NULL;
 #if defined(HS_SIMD_AVX512)
         switch (left) {
-            case 1: decode_dots_pass(type, 1, 16, d, qi, k, si, fetch); break;
-            case 2: decode_dots_pass(type, 2, 8, d, qi, k, si, fetch); break;
-            case 3: decode_dots_pass(type, 3, 4, d, qi, k, si, fetch); break;
-            case 4: decode_dots_pass(type, 4, 4, d, qi, k, si, fetch); break;
-            case 5: decode_dots_pass(type, 5, 2, d, qi, k, si, fetch); break;
-            case 6: decode_dots_pass(type, 6, 2, d, qi, k, si, fetch); break;
-            case 7: decode_dots_pass(type, 7, 2, d, qi, k, si, fetch); break;
-            default: decode_dots_pass(type, 8, 2, d, qi, k, si, fetch); break;
+            case 1: decode_dots_pass(type, 1, 16, n, d, qi, k, si, fetch); break;
+            case 2: decode_dots_pass(type, 2, 8, n, d, qi, k, si, fetch); break;
+            case 3: decode_dots_pass(type, 3, 4, n, d, qi, k, si, fetch); break;
+            case 4: decode_dots_pass(type, 4, 4, n, d, qi, k, si, fetch); break;
+            case 5: decode_dots_pass(type, 5, 2, n, d, qi, k, si, fetch); break;
+            case 6: decode_dots_pass(type, 6, 2, n, d, qi, k, si, fetch); break;
+            case 7: decode_dots_pass(type, 7, 2, n, d, qi, k, si, fetch); break;
+            default: decode_dots_pass(type, 8, 2, n, d, qi, k, si, fetch); break;
         }
         i += left < 8 ? left : 8;
 #else
         if (left >= 4 && DOT_ROWS >= 4) {
-            decode_dots_pass(type, 4, 4, d, qi, k, si, fetch);
+            decode_dots_pass(type, 4, 4, n, d, qi, k, si, fetch);
             i += 4;
         } else if (left >= 2) {
-            decode_dots_pass(type, 2, 4, d, qi, k, si, fetch);
+            decode_dots_pass(type, 2, 4, n, d, qi, k, si, fetch);
             i += 2;
         } else {
-            decode_dots_pass(type, 1, 4, d, qi, k, si, fetch);
+            decode_dots_pass(type, 1, 4, n, d, qi, k, si, fetch);
             i += 1;
         }
 #endif
