@@ -152,7 +152,8 @@ const struct hs_op_row * hs_op_find(const struct ggml_tensor * node);
 // The parameters of such a node.
 const struct hs_op_params * hs_op_node_params(const struct ggml_tensor * node);
 
-// Instruction-set level of the CPU kernels: chosen once from the machine; tests force lower ones. Names: "scalar", "avx2", "avx512", "avx512vnni", "neon".
+// Instruction-set level of the CPU kernels: chosen once from the machine; tests force lower ones. Names: "scalar", "avx2", "avx512",
+// "avx512vnni"; "neon", "neon_dotprod".
 int          hs_cpu_level_count(void);           // levels that this build has and this machine can run
 const char * hs_cpu_level_name(int i);           // from lowest to highest
 bool         hs_cpu_level_set(const char * name); // false: unknown or not supported here. Not thread-safe: for tests and benches.

@@ -20,7 +20,8 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64|i[3-6]86)$")
     set_source_files_properties(${HS_OPS_DIR}/cpu/level_avx512vnni.c PROPERTIES
         COMPILE_OPTIONS "-mavx512f;-mavx512bw;-mavx512dq;-mavx512vl;-mavx512vnni;-mavx2;-mfma;-mf16c")
 elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64|ARM64)$")
-    target_sources(hs_ops PRIVATE ${HS_OPS_DIR}/cpu/level_neon.c)
+    target_sources(hs_ops PRIVATE ${HS_OPS_DIR}/cpu/level_neon.c ${HS_OPS_DIR}/cpu/level_neon_dotprod.c)
+    set_source_files_properties(${HS_OPS_DIR}/cpu/level_neon_dotprod.c PROPERTIES COMPILE_OPTIONS "-march=armv8.2-a+dotprod")
 endif()
 
 if(HYSPARSE_BUILD_TESTS)

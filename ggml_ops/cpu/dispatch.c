@@ -1,4 +1,7 @@
 // Which instruction-set level of the attention engine runs: the best that this build has and this machine can run, unless a test asks for another.
+#if defined(__APPLE__)
+#define _DARWIN_C_SOURCE // sys/sysctl.h uses types that POSIX does not have
+#endif
 #include "attn.h"
 
 #include <string.h>
@@ -8,7 +11,13 @@
 #define HS_X86
 extern const struct hs_cpu_level hs_cpu_level_avx2, hs_cpu_level_avx512, hs_cpu_level_avx512vnni;
 #elif defined(__aarch64__)
-extern const struct hs_cpu_level hs_cpu_level_neon;
+#if defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
+extern const struct hs_cpu_level hs_cpu_level_neon, hs_cpu_level_neon_dotprod;
 #endif
 extern const struct hs_cpu_level hs_cpu_level_scalar;
 
@@ -30,6 +39,19 @@ static bool has_avx512(void) {
 static bool has_avx512vnni(void) {
     return has_avx512() && __builtin_cpu_supports("avx512vnni");
 }
+#elif defined(__aarch64__)
+static bool has_dotprod(void) {
+#if defined(__linux__)
+    return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+#elif defined(__APPLE__)
+    int yes = 0;
+    size_t size = sizeof(yes);
+    // macOS 11 does not know the name; every Mac with an M chip has it
+    return sysctlbyname("hw.optional.arm.FEAT_DotProd", &yes, &size, NULL, 0) != 0 || yes != 0;
+#else
+    return false;
+#endif
+}
 #endif
 
 // Level i that this machine can run, lowest first; NULL behind the last.
@@ -49,6 +71,9 @@ static const struct hs_cpu_level * level_at(int i) {
     }
 #elif defined(__aarch64__)
     found[n++] = &hs_cpu_level_neon;
+    if (has_dotprod()) {
+        found[n++] = &hs_cpu_level_neon_dotprod;
+    }
 #endif
     return i >= 0 && i < n ? found[i] : NULL;
 }

@@ -3,9 +3,9 @@
 #define HS_ATTN hs_attn_neon
 #include "schedule.h"
 #include "select_row.h"
-#include "linear_scalar.h"
+#include "linear_neon.h"
 
-static const struct hs_linear_level linear = { linear_quantize, linear_tile, linear_swiglu, false };
+static const struct hs_linear_level linear = { linear_quantize, linear_tile, linear_swiglu, true };
 
 extern const struct hs_cpu_level hs_cpu_level_neon;
 const struct hs_cpu_level hs_cpu_level_neon = { "neon", hs_attn_neon, select_row, &linear };
