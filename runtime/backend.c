@@ -1,5 +1,5 @@
 // Devices and buffer types.
-#define _GNU_SOURCE // sched_getaffinity, MADV_HUGEPAGE
+#define _GNU_SOURCE // sched_getaffinity, MADV_*
 #include "backend.h"
 
 #include <sched.h>
@@ -104,15 +104,29 @@ static ggml_backend_dev_t cpu_device(void) { return ggml_backend_dev_by_type(GGM
 
 ggml_backend_buffer_type_t hs_cpu_buft(void) { return ggml_backend_dev_buffer_type(cpu_device()); }
 
-void hs_buffer_use_huge_pages(ggml_backend_buffer_t buf) {
-#ifdef MADV_HUGEPAGE
+#if defined(__linux__) && !defined(MADV_COLLAPSE)
+#define MADV_COLLAPSE 25 // Linux 6.1, not in every C library yet
+#endif
+
+#ifdef __linux__
+// Advice for the whole huge pages of a host buffer; it may fail.
+static void advise(ggml_backend_buffer_t buf, int advice) {
     const uintptr_t huge = (uintptr_t) 2 << 20, base = (uintptr_t) ggml_backend_buffer_get_base(buf);
     const uintptr_t first = (base + huge - 1) / huge * huge, end = (base + ggml_backend_buffer_get_size(buf)) / huge * huge;
-    if (ggml_backend_buffer_is_host(buf) && first < end) (void) madvise((void *) first, end - first, MADV_HUGEPAGE); // advice: may fail
-#else
-    (void) buf;
-#endif
+    if (ggml_backend_buffer_is_host(buf) && first < end) (void) madvise((void *) first, end - first, advice);
 }
+
+void hs_buffer_use_huge_pages(ggml_backend_buffer_t buf) { advise(buf, MADV_HUGEPAGE); }
+
+void hs_buffer_move_to_huge_pages(ggml_backend_buffer_t buf) {
+    advise(buf, MADV_HUGEPAGE);
+    advise(buf, MADV_COLLAPSE);
+}
+#else
+void hs_buffer_use_huge_pages(ggml_backend_buffer_t buf) { (void) buf; }
+
+void hs_buffer_move_to_huge_pages(ggml_backend_buffer_t buf) { (void) buf; }
+#endif
 
 bool hs_cpu_can_multiply(enum ggml_type type) {
     return type >= 0 && type < GGML_TYPE_COUNT && ggml_get_type_traits_cpu(type)->vec_dot != NULL && ggml_blck_size(type) > 0;

@@ -31,5 +31,7 @@ ggml_backend_buffer_type_t hs_repack_buft(enum ggml_type type, const int64_t * n
 ggml_backend_buffer_type_t hs_cpu_buft(void);
 // Ask for huge pages behind a host buffer that is about to be filled: fewer TLB misses where weights and caches stream through. No-op elsewhere.
 void hs_buffer_use_huge_pages(ggml_backend_buffer_t buf);
+// The same for a buffer that is in use: what it has of small pages is moved (by Linux 6.1 and later at once, else in the background).
+void hs_buffer_move_to_huge_pages(ggml_backend_buffer_t buf);
 // Can the CPU multiply by weights of this type?
 bool hs_cpu_can_multiply(enum ggml_type type);

@@ -7,6 +7,8 @@
 #include "backend.h"
 #include "status.h"
 
+enum { HUGE_PAGES_FROM = 512 }; // tokens
+
 static int32_t pages_for(int32_t n_tokens, int32_t page_size) { return (int32_t) (((int64_t) n_tokens + page_size - 1) / page_size); }
 
 // Shape of one layer's K (or V) cache; false when the layer owns none.
@@ -72,7 +74,6 @@ static int alloc_caches(struct hs_kv * kv, bool pages, ggml_backend_buffer_type_
             return hs_fail(err, HS_E_MEMORY, "KV %s: cannot allocate %llu bytes (n_ctx %d, n_seq %d)", pages ? "pages" : "rings",
                 (unsigned long long) (pages ? b.pages : b.rings), kv->shape.n_ctx, kv->shape.n_seq);
         }
-        hs_buffer_use_huge_pages(*buf);
     }
     *(pages ? &kv->ctx : &kv->ctx_rings) = ctx;
     return HS_OK;
@@ -164,6 +165,14 @@ static void copy_slabs(struct hs_kv * kv, bool pages, int32_t src, int32_t dst) 
     }
 }
 
+// Huge pages speed up long contexts; for a short one they would only be memory to clear, one for each layer's K and V.
+static void grow_pages(struct hs_kv * kv) {
+    if (kv->huge_pages || (int64_t) (kv->n_pages - kv->n_free) * kv->page_size < HUGE_PAGES_FROM) return;
+    kv->huge_pages = true;
+    if (kv->pages_buf) hs_buffer_move_to_huge_pages(kv->pages_buf);
+    if (kv->rings_buf) hs_buffer_move_to_huge_pages(kv->rings_buf);
+}
+
 int hs_kv_reserve(struct hs_kv * kv, int32_t seq, int32_t n, hs_error * err) {
     struct hs_kv_seq * q = &kv->seq[seq];
     const int64_t end = (int64_t) q->len + n;
@@ -185,6 +194,7 @@ int hs_kv_reserve(struct hs_kv * kv, int32_t seq, int32_t n, hs_error * err) {
         release_page(kv, old);
     }
     while (q->n_pages < want) q->table[q->n_pages++] = take_page(kv);
+    grow_pages(kv);
     return HS_OK;
 }
 

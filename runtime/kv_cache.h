@@ -37,6 +37,7 @@ struct hs_kv {
     uint8_t * staging; size_t staging_size;            // for page copies
     struct ggml_context * ctx, * ctx_rings;
     ggml_backend_buffer_t pages_buf, rings_buf;        // NULL when the plan has none
+    bool huge_pages;                                   // the system's huge pages lie behind them
 };
 
 // Bytes from the plan alone; what hs_kv_new allocates. page_bytes counts all layers' K and V of one page.
