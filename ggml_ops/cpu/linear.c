@@ -6,6 +6,8 @@
 #include "cpu.h"
 #include "linear_level.h"
 
+#include "ggml-cpu.h"
+
 #include <sched.h>
 
 #define TOKENS_AT_ONCE 64 // so many tokens of x stay in the second cache while the rows pass
@@ -117,7 +119,12 @@ void hs_cpu_linear(struct ggml_tensor * dst, int ith, int nth, void * userdata) 
     }
 }
 
-bool hs_linear_is_fast(enum ggml_type type) { return hs_cpu_level_current()->linear->fast && hs_linear_can_pack(type, HS_LINEAR_BLOCK, HS_PACK_ROWS); }
+// ggml built for Arm's i8mm multiplies two rows by two tokens in one instruction, on its own interleaved q4_0 and q8_0; counts in linear_neon.h.
+static bool is_faster_in_ggml(enum ggml_type type) { return ggml_cpu_has_matmul_int8() && (type == GGML_TYPE_Q4_0 || type == GGML_TYPE_Q8_0); }
+
+bool hs_linear_is_fast(enum ggml_type type) {
+    return hs_cpu_level_current()->linear->fast && !is_faster_in_ggml(type) && hs_linear_can_pack(type, HS_LINEAR_BLOCK, HS_PACK_ROWS);
+}
 
 // Everything that the builder lets through.
 bool hs_cpu_linear_supported(const struct ggml_tensor * node) {

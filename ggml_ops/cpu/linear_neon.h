@@ -14,8 +14,10 @@
 //                     q4_0     q4_1     q8_0         q4_0       q4_1       q8_0
 //   Armv8.0         42 / 38  44 / 40  55 / 55    116 / 116  130 / 130  104 / 104   vec_dot: a row and a token at a time
 //   Armv8.2 dotprod 27 / 18  30 / 19  32 / 17     33 / 16    98 / 98    25 / 16    four rows interleaved, but for q4_1
-// Alone, both wait for memory. So `fast` on both levels and for every type: by far on Armv8.0 and for q4_1, and for q4_0 and q8_0 by what a
-// linear node saves around products that cost the same.
+//   Armv8.6 i8mm    27 / 18  30 / 19  32 / 17     40 / 13    98 / 62    31 / 13    the same with smmla, on pairs of tokens
+// Alone, both wait for memory. So both levels are `fast`: by far on Armv8.0 and for q4_1, and for q4_0 and q8_0 by what a linear node saves around
+// products that cost the same; but with i8mm those two stay with ggml (linear.c). Tried: usmmla on this packing. 18, 19 and 17 again: half as many
+// products, but words and tokens to be zipped for them.
 #pragma once
 
 #include "linear_x.h"
