@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyhysparse.chat import ChatTemplate, Message
 from pyhysparse.errors import ArgumentError, CancelledError, ContextFullError, StateError
 from pyhysparse.generation import Generation, GenerationState, Timings
 from pyhysparse.model import MemoryUse, Model, Oracle
@@ -25,6 +24,7 @@ from pyhysparse.turns import Turns
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from pyhysparse.chat import ChatTemplate, Message
     from pyhysparse.sampling import SamplingKwargs
 
 __all__ = ["LLM", "Generation", "Timings"]
@@ -97,6 +97,8 @@ class LLM:
     @cached_property
     def chat_template(self) -> ChatTemplate:
         """The template that chat() uses."""
+        from pyhysparse.chat import ChatTemplate  # with jinja2, which takes longer to import than all of ours
+
         source = self._chat_template or self.tokenizer.chat_template
         return ChatTemplate(source, self.tokenizer.bos_text, self.tokenizer.eos_text)
 
