@@ -22,7 +22,6 @@ struct sub {
     float * kt, * vt;            // several queries: prefill.h
     struct see * see;
     int32_t * start, * picks;
-    int32_t lo[1], hi[1];        // one query: it sees keys lo..hi of the tile; lo > hi: none
 };
 
 // Block maxima of blocks up to that of position j_end - 1 are there, fresh ones as "nothing seen".
