@@ -161,8 +161,8 @@ static void decode_dots(enum row_type type, int rows, int d, const float * q, co
 }
 
 // o[rows][cols * VL] += p[rows][n] V[n][..], columns x on; all sums stay in registers while the tile's rows pass.
-HS_INLINE void decode_values_block(const enum row_type type, const int rows, const int cols, int d, const float * p, const struct tile_rows * v, int x,
-    float * o, const struct ahead * next) {
+HS_INLINE void decode_values_block(const enum row_type type, const int rows, const int cols, int d, const float * p, const struct tile_rows * v,
+    int x, float * o, const struct ahead * next) {
     vf acc[8][8];
     HS_UNROLL
     for (int i = 0; i < rows; i++) {
@@ -205,8 +205,8 @@ HS_INLINE struct ahead ahead_part(const struct ahead * a, int x, int n, int d) {
 }
 
 // Blocks of `wide` vectors, then of 2 (d is a multiple of 32, so that is enough).
-HS_INLINE void decode_values_pass(const enum row_type type, const int rows, const int wide, int d, const float * p, const struct tile_rows * v, float * o,
-    const struct ahead * next) {
+HS_INLINE void decode_values_pass(const enum row_type type, const int rows, const int wide, int d, const float * p, const struct tile_rows * v,
+    float * o, const struct ahead * next) {
     for (int x = 0; x < d;) {
         const int n = x + wide * VL <= d ? wide * VL : 2 * VL;
         const struct ahead part = next ? ahead_part(next, x, n, d) : (struct ahead) { 0 };

@@ -21,7 +21,8 @@ HS_INLINE void q8_dot4(__m512i * acc, __m512i u, __m512i s) {
     __asm__("vpdpbusd %2, %1, %0" : "+v"(*acc) : "v"(u), "v"(s));
 }
 
-// The query heads of one KV head: for every 4 elements of d, for every head, their high bytes and their low bytes. q = scale * (256 high + low - 32768).
+// The query heads of one KV head: for every 4 elements of d, for every head, their high bytes and their low bytes.
+// q = scale * (256 high + low - 32768).
 struct q8_query {
     const uint32_t * z;
     const float * scale;
@@ -238,10 +239,10 @@ static void q8_weights(int32_t rows, int32_t n_blocks, const float * p, const fl
 }
 
 // o[rows][32 columns of one block] += weights times values. w_row: distance of heads in w; in unit it is d / 32.
-HS_INLINE void q8_values_block(const int rows, int32_t b, const struct tile_rows * v, const uint32_t * w, int32_t w_row, const float * unit, int32_t d,
-    float * o, const struct ahead * next) {
-    const __m512i words = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1,
-        16, 0);
+HS_INLINE void q8_values_block(const int rows, int32_t b, const struct tile_rows * v, const uint32_t * w, int32_t w_row, const float * unit,
+    int32_t d, float * o, const struct ahead * next) {
+    const __m512i words = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2,
+        17, 1, 16, 0);
     __m512i hi[4][2], lo[4][2];
     HS_UNROLL
     for (int i = 0; i < rows; i++) {
