@@ -140,6 +140,7 @@ bool hs_graph_build(struct hs_case_graph * g, ggml_backend_t backend, const stru
         return fail(g, "builder refused: %s", g->res.node ? g->select.error : g->res.error);
     }
     if (!ggml_backend_supports_op(backend, g->res.node)) {
+        g->unsupported = true;
         return fail(g, "the backend does not support the node");
     }
     g->graph = ggml_new_graph(g->ctx);

@@ -13,6 +13,7 @@ struct hs_case_graph {
     struct hs_op_params params, select_params;
     struct hs_op_result res, select; // select: attn_full with top_k > 0
     struct ggml_tensor * guard[HS_GUARDS]; // before, between and behind the nodes
+    bool unsupported;   // the backend says so; error is set too
     char error[320];
 };
 

@@ -4,6 +4,10 @@
 
 #include "ggml-cpu.h"
 
+#ifdef HS_CUDA
+#include "hs_cuda.h"
+#endif
+
 #include <regex.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -109,7 +113,9 @@ static void run_case(const struct options * o, struct tally * t, const struct hs
     } else if (!hs_graph_build(&ref_graph, cpu, &in, c->against == HS_AGAINST_FULL ? HS_OP_ATTN_FULL : c->op, HS_IMPL_REF) ||
                !hs_graph_run(&ref_graph, cpu, &ref)) {
         report(o, t, name, "reference", 1, ref_graph.error);
-    } else if (!hs_graph_build(&graph, backend, &in, c->op, HS_IMPL_KERNEL)) {
+    } else if (!hs_graph_build(&graph, backend, &in, c->op, HS_IMPL_KERNEL) && graph.unsupported && !ggml_backend_is_cpu(backend)) {
+        t->skipped++; // the scheduler gives such a node to the CPU
+    } else if (!graph.buffer) {
         report(o, t, name, "-", 1, graph.error);
     } else {
         run_levels(o, t, &in, &graph, backend, &ref, name);
@@ -142,7 +148,11 @@ static int test(const struct options * o, const struct hs_case * cases, int n, g
     for (int i = 0; i < HS_OP_COUNT; i++) {
         printf("%-14s largest NMSE: out %.2e, scores %.2e\n", hs_op_table[i].name, t.worst[i].out, t.worst[i].scores);
     }
-    printf("%d cases, %d runs, %d failed\n", t.cases, t.runs, t.failed);
+    printf("%d cases, %d runs, %d failed", t.cases, t.runs, t.failed);
+    if (t.skipped) {
+        printf(", %d cases not supported by the backend", t.skipped);
+    }
+    printf("\n");
     if (t.cases == 0) {
         fprintf(stderr, "op_runner: no case matches\n");
     }
@@ -201,6 +211,16 @@ static int support(const struct hs_case * cases, int n, ggml_backend_t backend) 
         printf(" |\n");
     }
     return 0;
+}
+
+static ggml_backend_t open_backend(const char * name) {
+#ifdef HS_CUDA
+    int device;
+    if (sscanf(name, "CUDA%d", &device) == 1) {
+        return hs_cuda_backend_init(device);
+    }
+#endif
+    return ggml_backend_init_by_name(name, NULL);
 }
 
 // groups: room for argc pointers.
@@ -265,7 +285,7 @@ int main(int argc, char ** argv) {
     }
     int n = 0, rc = 1;
     struct hs_case * cases = hs_cases(&n);
-    ggml_backend_t backend = ggml_backend_init_by_name(o.backend, NULL);
+    ggml_backend_t backend = open_backend(o.backend);
     if (!cases || !backend) {
         fprintf(stderr, "op_runner: %s\n", cases ? "-b: no such backend device" : "out of memory");
     } else if (strcmp(o.mode, "test") == 0) {

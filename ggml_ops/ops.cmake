@@ -24,11 +24,26 @@ elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64|ARM64)$")
     set_source_files_properties(${HS_OPS_DIR}/cpu/level_neon_dotprod.c PROPERTIES COMPILE_OPTIONS "-march=armv8.2-a+dotprod")
 endif()
 
+# CUDA: the decorator and the kernels. They see ggml-cuda's private headers, so they are compiled with its definitions.
+if(HYSPARSE_CUDA)
+    enable_language(CUDA)
+    find_package(CUDAToolkit REQUIRED)
+    set(CMAKE_CUDA_STANDARD 17)
+    add_library(hs_cuda OBJECT ${HS_OPS_DIR}/cuda/backend.cu ${HS_OPS_DIR}/cuda/attn.cu ${HS_OPS_DIR}/cuda/select.cu)
+    get_directory_property(HS_GGML_CUDA_DEFINITIONS DIRECTORY "${GGML_SOURCE}/src/ggml-cuda" COMPILE_DEFINITIONS)
+    target_compile_definitions(hs_cuda PRIVATE ${HS_GGML_CUDA_DEFINITIONS} PUBLIC HS_CUDA)
+    target_include_directories(hs_cuda PUBLIC ${HS_OPS_DIR}/cuda PRIVATE "${GGML_SOURCE}/src" "${GGML_SOURCE}/src/ggml-cuda")
+    target_link_libraries(hs_cuda PUBLIC ggml-cuda PRIVATE ggml-base CUDA::cudart)
+endif()
+
 if(HYSPARSE_BUILD_TESTS)
     add_executable(op_runner
         ${HS_OPS_DIR}/op_runner.c ${HS_OPS_DIR}/op_cases.c ${HS_OPS_DIR}/op_data.c ${HS_OPS_DIR}/op_graph.c ${HS_OPS_DIR}/op_compare.c
         ${HS_OPS_DIR}/op_perf.c ${HS_OPS_DIR}/op_perf_node.c ${HS_OPS_DIR}/op_floor.c)
     target_link_libraries(op_runner PRIVATE hs_ops ggml Threads::Threads hysparse_flags)
+    if(HYSPARSE_CUDA)
+        target_link_libraries(op_runner PRIVATE hs_cuda)
+    endif()
     add_executable(hs_builders_test ${HS_OPS_DIR}/../tests/ops/builders_test.c)
     target_link_libraries(hs_builders_test PRIVATE hs_ops ggml hysparse_flags)
     add_test(NAME hs_builders COMMAND hs_builders_test)

@@ -1,0 +1,11 @@
+// Kernels of our nodes, launched on ggml's stream. Each takes what `supported` lets through.
+#pragma once
+
+#include "../hs_ops.h"
+#include "common.cuh" // ggml-cuda's
+
+bool hs_cuda_attn_supported(const ggml_tensor * node);
+void hs_cuda_attn_full(ggml_backend_cuda_context & ctx, ggml_tensor * dst, const hs_op_params * p);
+void hs_cuda_attn_sparse(ggml_backend_cuda_context & ctx, ggml_tensor * dst, const hs_op_params * p);
+void hs_cuda_attn_window(ggml_backend_cuda_context & ctx, ggml_tensor * dst, const hs_op_params * p);
+void hs_cuda_select_blocks(ggml_backend_cuda_context & ctx, ggml_tensor * dst, const hs_op_params * p);
