@@ -1,4 +1,4 @@
-// Shared by the builders of the four ops: shape checks that end in an error value, and the making of a node.
+// Shared by the builders: shape checks that end in an error value, and the making of a node.
 #pragma once
 
 #include "hs_ops.h"

@@ -2,7 +2,7 @@
 //
 // Every op is a GGML_OP_CUSTOM node: the CPU kernel is the node's function and the function pointer is the node's identity, so other
 // backends recognise it (see hs_op_find). Parameters live in a struct owned by the caller's arena (same lifetime as the graph).
-// Shapes are ggml's: ne[0] first, contiguous unless said otherwise. All arithmetic is f32 (or better); inputs are finite.
+// Shapes are ggml's: ne[0] first, contiguous unless said otherwise. All arithmetic is f32 (or as good: see docs/ops.md); inputs are finite.
 //
 // Names: n_rep = n_head / n_head_kv; query head h reads KV head h / n_rep. Positions are absolute in the sequence, 0-based.
 //
@@ -51,7 +51,8 @@ struct hs_op_params {
     int64_t out_elems;     // d_v * n_head * n_tokens
     int64_t score_elems;   // n_blocks_max * n_head_kv * n_tokens, or 0
     int64_t work_elems;    // scratch of one thread (contents undefined before and after)
-    int64_t work_offset;   // where the workspace of thread 0 begins; thread i works at work_offset + i * work_elems
+    int64_t work_offset;   // where the workspace of thread 0 begins; thread i works at work_offset + i * work_elems (linear with
+                           // more than 4 tokens: one for all)
     int32_t n_blocks_max;  // ceil(max_pages * P / B)
     // Meeting point of the threads of one run: the next work item, and how many threads are done. Zeroed by the builder and by the last thread
     // of every run, so a graph can be computed any number of times and stopped between nodes. Accessed atomically; one struct a node.

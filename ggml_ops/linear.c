@@ -1,6 +1,7 @@
 // Builder of the linear op, and the packed form of its weights. The contract is in hs_ops.h.
 #include "linear.h"
 
+#include <math.h>
 #include <string.h>
 
 #include "build.h"
@@ -77,8 +78,8 @@ static bool check_vectors(const struct hs_build * b, const struct hs_op_params *
         if (!hs_check_tensor(b, "norm", a->norm, GGML_TYPE_F32) || !hs_check_ne(b, "norm", a->norm, 0, a->x->ne[0], "n_in of x")) {
             return false;
         }
-        if (!(p->eps >= 0.0f && p->eps < 1.0f)) {
-            return hs_op_fail(b, "eps", "found %g, expected 0 to 1", (double) p->eps);
+        if (!isfinite(p->eps) || p->eps < 0.0f) {
+            return hs_op_fail(b, "eps", "found %g, expected a finite value, at least 0", (double) p->eps);
         }
     }
     return true;

@@ -88,7 +88,7 @@ static void blocks_and_pages(struct list * l, enum hs_op_id op, shape_fn shape) 
 static void heads(struct list * l, enum hs_op_id op, shape_fn shape) {
     static const int dims[][2] = { { 32, 32 }, { 64, 64 }, { 96, 96 }, { 128, 128 }, { 192, 128 }, { 256, 256 }, { 160, 224 }, { 32, 256 } };
     static const int groups[][2] = { { 1, 1 }, { 4, 4 }, { 2, 1 }, { 6, 2 }, { 4, 1 }, { 10, 2 },
-        { 7, 1 }, { 8, 1 }, { 9, 1 }, { 24, 2 }, { 16, 1 }, { 20, 1 } };
+        { 7, 1 }, { 8, 1 }, { 9, 1 }, { 24, 2 }, { 16, 1 }, { 20, 1 }, { 3, 1 }, { 130, 1 } };
     static const enum ggml_type types[][2] = { { F32, F32 }, { F16, F16 }, { Q8, Q8 }, { F16, Q8 }, { Q8, F32 }, { F32, F16 } };
     for (int i = 0; i < COUNT(dims); i++) {
         for (int t = 0; t < COUNT(types); t++) {
@@ -109,8 +109,15 @@ static void heads(struct list * l, enum hs_op_id op, shape_fn shape) {
             c.sink = i % 2 ? HS_SINK_ON : HS_SINK_OFF;
             c.type_k = c.type_v = i % 3 ? F32 : F16;
             add(l, shape(c));
+            c.type_k = c.type_v = Q8;
+            add(l, shape(c));
         }
     }
+    struct hs_case c = base(op, 40, 230); // items of more rows than exist at a time in a panel
+    c.n_head = 24;
+    c.n_head_kv = 12;
+    c.d_qk = c.d_v = 32;
+    add(l, shape(c));
 }
 
 static void contents(struct list * l, enum hs_op_id op, shape_fn shape) {

@@ -1,5 +1,5 @@
 // Weights times activations. Packed weights go to our own op: several matrices that share their input in one node, with the norm before them and the
-// residual sum behind. All others are ggml's products, the norm and the sum nodes of their own; so are all in a plain graph, which shows every stage.
+// residual sum behind (in a plain graph, which shows every stage, norm and sum are nodes of their own). All other weights go to ggml's products.
 #include "graph.h"
 
 #include "status.h"

@@ -133,8 +133,10 @@ int hs_binder_fill(struct hs_binder * b) {
     if (pthread_mutex_init(&f.lock, NULL) != 0) return hs_fail(b->err, HS_E_MEMORY, "weights: cannot make a lock");
     pthread_t threads[MAX_THREADS];
     const int32_t cores = hs_physical_cores();
-    int32_t n = 0; // this thread works too; one that cannot be started is one fewer
-    while (n + 1 < cores && n + 1 < MAX_THREADS && pthread_create(&threads[n], NULL, work_beside, &f) == 0) n++;
+    // This thread works too; one that cannot be started is one fewer. A file that is not mapped is read by one: every reader needs memory for a tensor.
+    const int32_t most = b->n_bound > 0 && hs_gguf_tensor_mapped(b->gguf, b->bound[0].src) ? cores : 1;
+    int32_t n = 0;
+    while (n + 1 < most && n + 1 < MAX_THREADS && pthread_create(&threads[n], NULL, work_beside, &f) == 0) n++;
     work(&f, true);
     for (int32_t i = 0; i < n; i++) pthread_join(threads[i], NULL);
     pthread_mutex_destroy(&f.lock);

@@ -5,7 +5,7 @@
 // Order of summation: 64 keys as 4 partial vectors, added as a tree, then tile after tile.
 #pragma once
 
-#include "few.h"
+#include "sub.h"
 
 #if defined(HS_SIMD_AVX512)
 // Maxima of the blocks that a tile touches. best: maxima of the rows over the whole tile, which usually lies in one block.
@@ -15,7 +15,7 @@ static void block_maxima(struct sub * u, int32_t r0, int32_t rows, int64_t j0, i
         const int32_t end = left < n ? (int32_t) left : n;
         float * b = u->block_max + block * u->rows + r0;
         for (int32_t r = 0; r < rows; r++) {
-            const float x = end - j == n ? best[r] : few_max(u->s + (ptrdiff_t) (r0 + r) * HS_TILE_KEYS + j, end - j);
+            const float x = end - j == n ? best[r] : row_max(u->s + (ptrdiff_t) (r0 + r) * HS_TILE_KEYS + j, end - j);
             b[r] = x > b[r] ? x : b[r];
         }
         j = end;
@@ -99,14 +99,14 @@ static void tile_softmax(struct sub * u, int64_t j0, int32_t n) {
         for (int32_t j = 0; j < n && u->block_size > 0;) {
             const int64_t block = (j0 + j) / u->block_size, left = (block + 1) * u->block_size - j0;
             const int32_t end = left < n ? (int32_t) left : n;
-            const float x = few_max(s + j, end - j);
+            const float x = row_max(s + j, end - j);
             float * b = u->block_max + block * u->rows + r;
             *b = x > *b ? x : *b;
             best = x > best ? x : best;
             j = end;
         }
         if (u->block_size <= 0) {
-            best = few_max(s, n);
+            best = row_max(s, n);
         }
         const float now = best > u->m[r] ? best : u->m[r];
         for (int32_t j = n; j % VL != 0; j++) {

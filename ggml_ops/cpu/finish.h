@@ -49,7 +49,7 @@ static void item_finish(const struct core * w, float * state) {
                 }
                 const float * gate = a->gates ? (const float *) a->gates->data + token * 2 * n_gate + b * n_gate + head * (per_channel ? pl->d_v : 1)
                                               : NULL;
-                finish_row(a->out + (token * pl->n_head + head) * pl->d_v, u.o + (ptrdiff_t) r * pl->d_v, l > 0.0f ? fix / l : 0.0f, gate,
+                finish_row(a->out + (token * pl->n_head + head) * pl->d_v, u.o + (ptrdiff_t) r * pl->d_v, l > 0.0f ? fix / l : l == 0.0f ? 0.0f : NAN, gate,
                     per_channel, b > 0, pl->d_v);
                 if (u.block_size > 0) {
                     lse[r] = m + logf(l);

@@ -26,7 +26,7 @@ HS_INLINE void linear_dots(const enum ggml_type type, const int nt, const uint8_
     for (int i = 0; i < nt; i++) {
         out[i] = _mm256_setzero_si256();
     }
-    if (type == GGML_TYPE_Q8_0) { // |w| and x with w's sign: products of bytes up to 127 never saturate
+    if (type == GGML_TYPE_Q8_0) { // |w| and x with w's sign: 2 x 127 x 128 fits 16 bits
         HS_UNROLL
         for (int c = 0; c < 8; c++) {
             const __m256i w = _mm256_xor_si256(linear_load(q + 64 * c), _mm256_set1_epi8(-128)), a = _mm256_abs_epi8(w);

@@ -23,8 +23,8 @@ static void linear_quantize_block(const float * s, char * record, int64_t width,
     const int32_t sum = vi_sum(all);
     hs_linear_d(record, width)[slot] = d;
     hs_linear_d_sum(record, width)[slot] = d * (float) sum;
-    hs_linear_offset(record, width, false)[slot] = -8 * sum;
-    hs_linear_offset(record, width, true)[slot] = -128 * sum;
+    hs_linear_offset(record, width, false)[slot] = (int32_t) (-8u * (uint32_t) sum); // unsigned: after an infinite x the sum can be anything
+    hs_linear_offset(record, width, true)[slot] = (int32_t) (-128u * (uint32_t) sum);
 }
 
 // 1 / sqrt(mean(s^2) + eps); the sum in f64, so that its order does not show.

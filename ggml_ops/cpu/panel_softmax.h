@@ -4,7 +4,7 @@
 // rescaling of the outputs and costs no precision: weights then reach 2^LAG. Partial maxima of four rows are joined at a time.
 #pragma once
 
-#include "few.h"
+#include "sub.h"
 #include "panel.h"
 
 #define LOG2_E  1.44269504088896341f
@@ -61,7 +61,7 @@ static void panel_block_maxima(struct sub * u, const struct panel_rows * p, int3
     for (int32_t j = p->lo[i]; j <= p->hi[i];) {
         const int64_t block = (j0 + j) / u->block_size, left = (block + 1) * u->block_size - j0;
         const int32_t end = left <= p->hi[i] ? (int32_t) left : p->hi[i] + 1;
-        const float x = few_max(s + j, end - j) * LN_2;
+        const float x = row_max(s + j, end - j) * LN_2;
         float * b = u->block_max + block * u->rows + p->row[i];
         *b = x > *b ? x : *b;
         j = end;

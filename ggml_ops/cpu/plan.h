@@ -13,7 +13,7 @@
 #define HS_ROWS_MIN   64   // rows of one KV head in a query tile, about: at least, if there are so many,
 #define HS_ROWS_FULL  512  // at most, in full and window attention: a converted tile of keys serves them all,
 #define HS_ROWS_SEL   2048 // at most, with selections: the more queries, the more of them meet in a block. Their q and o still fit a second cache
-#define HS_BLOCK_MAX  (1 << 18) // block maxima of a query tile, at most, above HS_LANES rows
+#define HS_BLOCK_MAX  (1 << 20) // block maxima of a query tile, at most, above HS_LANES rows; of them only those of the present length are touched
 
 struct hs_plan {
     int32_t d_qk, d_v, n_head;
@@ -23,7 +23,7 @@ struct hs_plan {
     int32_t sub_rows[2]; // rows of one KV head, padded to HS_LANES
     int32_t rows[2];     // rows of all KV heads of a chunk
     int32_t n_blocks;    // block maxima a row; 0: no scores
-    int32_t n_picks;     // selections: blocks that one query can see
+    int64_t n_picks;     // selections: blocks that one query can see
     // Offsets in f32 elements. A state (running maxima, denominators, outputs, block maxima of an item) exists twice where items
     // can be cut (schedule.h).
     int64_t m[2], l[2], o[2], block_max, state_elems; // inside a state; its first HS_LANES elements are struct hs_state_head
@@ -67,7 +67,7 @@ static inline int32_t hs_plan_tq(enum hs_op_id op, int64_t n_chunks, int32_t n_r
     }
     int64_t tq = rows / n_rep > 1 ? rows / n_rep : 1;
     tq = tq < n_tokens ? tq : n_tokens;
-    while (tq * n_rep >= 2 * HS_ROWS_MIN && n_chunks * ((n_tokens + tq - 1) / tq) < 4 * p->n_threads_max) { // enough items for all threads
+    while (tq > 1 && tq * n_rep >= 2 * HS_ROWS_MIN && n_chunks * ((n_tokens + tq - 1) / tq) < 4 * p->n_threads_max) { // enough items for all threads
         tq = (tq + 1) / 2;
     }
     const int64_t n_tiles = (n_tokens + tq - 1) / tq;
@@ -90,7 +90,7 @@ static inline struct hs_plan hs_plan_make(enum hs_op_id op, int64_t d_qk, int64_
         pl.tq = hs_plan_tq(op, n_head / pl.chunk, n_rep, n_tokens, pl.n_blocks, p);
     }
     // Selected blocks; with a forced window also block 0 and the blocks that hold it.
-    pl.n_picks = selects ? p->top_k + (p->forced ? p->window / p->block_size + 3 : 0) : 0;
+    pl.n_picks = selects ? (int64_t) p->top_k + (p->forced ? p->window / p->block_size + 3 : 0) : 0;
     int64_t end = HS_LANES, sub_max = 0;
     for (int b = 0; b < pl.n_branch; b++) {
         pl.sub_rows[b] = hs_round_lanes(pl.tq * pl.n_rep[b]);
@@ -115,7 +115,7 @@ static inline struct hs_plan hs_plan_make(enum hs_op_id op, int64_t d_qk, int64_
         pl.vt = hs_take(&end, HS_TILE_KEYS * d_v);
         pl.see = hs_take(&end, 3 * (int64_t) pl.tq);
         pl.start = hs_take(&end, selects ? p->n_blocks_max + 1 : 0);
-        pl.picks = hs_take(&end, (int64_t) pl.tq * pl.n_picks);
+        pl.picks = hs_take(&end, pl.tq * pl.n_picks);
     }
     pl.work_elems = end + HS_LANES; // slack: the kernel aligns its start to a cache line
     return pl;

@@ -16,7 +16,7 @@ static void panel_few_scores(const struct sub * u, const struct panel_rows * p, 
     for (int32_t i = 0; i < p->n; i++) {
         float * s = p->s[i] + p->lo[i];
         const int32_t n = p->hi[i] - p->lo[i] + 1;
-        dots(1, n, d, p->q[i], u->kv + (ptrdiff_t) p->lo[i] * d, s, HS_TILE_KEYS);
+        dots(n, d, p->q[i], u->kv + (ptrdiff_t) p->lo[i] * d, s);
         for (int32_t j = 0; j < n; j++) {
             s[j] *= scale;
         }

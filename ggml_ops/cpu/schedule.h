@@ -4,7 +4,8 @@
 // Few items (decode): all tiles of keys of all items in one line, cut into equal pieces, one a thread. A thread then holds at most two items of
 // which it has only a part: one that began before its piece (state 0) and one that goes on behind it (state 1). The last thread that is done adds
 // the parts up.
-// Whole items give the same bits for any number of threads; added parts differ by f32 rounding.
+// Whole items give the same bits for any number of threads; added parts differ by f32 rounding. Selections are cut into single queries, which the decode
+// kernels take: with q8_0 caches and VNNI they round queries to 16 bits (decode_q8.h).
 #pragma once
 
 #include "finish.h"

@@ -146,7 +146,8 @@ static void select_row(const float * s, int32_t n, int32_t top_k, int32_t * sel)
     }
     const float t = kth_largest(from, n_from, top_k);
     int32_t equal = top_k - count_reach(from, n_from, of_key(key_of(t) + 1)); // so many of the scores that equal the threshold
-    for (int32_t i = 0, taken = 0; i < n_from && taken < top_k; i += VL) {
+    int32_t taken = 0;
+    for (int32_t i = 0; i < n_from && taken < top_k; i += VL) {
         for (uint32_t bits = reach_bits(from, i, n_from, t); bits && taken < top_k; bits &= bits - 1) {
             const int32_t at = i + __builtin_ctz(bits);
             const bool same = from[at] == t;
@@ -155,5 +156,8 @@ static void select_row(const float * s, int32_t n, int32_t top_k, int32_t * sel)
             }
             equal -= same;
         }
+    }
+    for (int32_t i = 0; i < top_k && taken < top_k; i++) { // scores that are no numbers: any blocks, but ascending and each once
+        sel[i] = i;
     }
 }

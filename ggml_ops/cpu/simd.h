@@ -1,12 +1,11 @@
 // One vector of floats behind a few functions. The including file chooses the level: HS_SIMD_AVX512, HS_SIMD_AVX2, HS_SIMD_NEON or HS_SIMD_SCALAR.
 //
 //   vf, VL              the vector and its lanes
-//   DOT_ROWS, DOT_KEYS  register block of the dot product kernel; MM_ROWS: rows of the matrix kernel's block of MM_ROWS x 2 vectors
+//   DOT_ROWS            rows of the dot product kernel at a time; MM_ROWS: rows of the matrix kernel's block of MM_ROWS x 2 vectors
 //   FEW_ROWS            up to so many rows, dot products beat the matrix kernel, whose rows are vector lanes
 //   vf_fma(a, b, c)     a * b + c
 //   vf_sum4             four horizontal sums at once
 //   vf_exp              e^x for x <= 0, about 1 ulp; 0 below -87 (where f32 would turn denormal)
-//   vf_keep(j,lo,hi,x)  lane-wise: lo <= j <= hi ? x : HS_MASKED
 //   vf_load_f16/_i8     VL elements, converted
 //   vi, vi_*            VL 32-bit integers: vi_round (to nearest even), vi_add, vi_sum, vi_store_i8 (values that fit)
 #pragma once
@@ -30,7 +29,6 @@
 typedef __m512 vf;
 #define VL 16
 #define DOT_ROWS 4
-#define DOT_KEYS 4
 #define MM_ROWS 8
 #define FEW_ROWS 8
 HS_INLINE vf vf_load(const float * p) { return _mm512_loadu_ps(p); }
@@ -107,11 +105,6 @@ HS_INLINE void vf_store_sums(const vf * x, const int rows, const int keys, float
         }
     }
 }
-HS_INLINE vf vf_keep(float j, vf lo, vf hi, vf x) {
-    const vf jj = _mm512_set1_ps(j);
-    const __mmask16 in = _mm512_cmp_ps_mask(lo, jj, _CMP_LE_OQ) & _mm512_cmp_ps_mask(jj, hi, _CMP_LE_OQ);
-    return _mm512_mask_blend_ps(in, _mm512_set1_ps(HS_MASKED), x);
-}
 HS_INLINE vf vf_load_f16(const uint16_t * p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *) p)); }
 HS_INLINE vf vf_load_i8(const int8_t * p) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *) p))); }
 typedef __m512i vi;
@@ -129,7 +122,6 @@ HS_INLINE vf vf_zero_below(vf x, float limit, vf y) { return _mm512_maskz_mov_ps
 typedef __m256 vf;
 #define VL 8
 #define DOT_ROWS 2
-#define DOT_KEYS 4
 #define MM_ROWS 6
 #define FEW_ROWS 8
 HS_INLINE vf vf_load(const float * p) { return _mm256_loadu_ps(p); }
@@ -154,11 +146,6 @@ HS_INLINE float vf_hmax(vf x) {
     const __m128 a = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
     const __m128 b = _mm_max_ps(a, _mm_movehl_ps(a, a));
     return _mm_cvtss_f32(_mm_max_ss(b, _mm_movehdup_ps(b)));
-}
-HS_INLINE vf vf_keep(float j, vf lo, vf hi, vf x) {
-    const vf jj = _mm256_set1_ps(j);
-    const vf in = _mm256_and_ps(_mm256_cmp_ps(lo, jj, _CMP_LE_OQ), _mm256_cmp_ps(jj, hi, _CMP_LE_OQ));
-    return _mm256_blendv_ps(_mm256_set1_ps(HS_MASKED), x, in);
 }
 HS_INLINE vf vf_load_f16(const uint16_t * p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *) p)); }
 HS_INLINE vf vf_load_i8(const int8_t * p) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *) p))); }
@@ -185,7 +172,6 @@ HS_INLINE vf vf_zero_below(vf x, float limit, vf y) { return _mm256_and_ps(_mm25
 typedef float32x4_t vf;
 #define VL 4
 #define DOT_ROWS 4
-#define DOT_KEYS 4
 #define MM_ROWS 8
 #define FEW_ROWS 4
 HS_INLINE vf vf_load(const float * p) { return vld1q_f32(p); }
@@ -200,10 +186,6 @@ HS_INLINE vf vf_fma(vf a, vf b, vf c) { return vfmaq_f32(c, a, b); }
 HS_INLINE float vf_sum(vf x) { return vaddvq_f32(x); }
 HS_INLINE float vf_hmax(vf x) { return vmaxvq_f32(x); }
 HS_INLINE void vf_sum4(vf a, vf b, vf c, vf d, float * out) { vst1q_f32(out, vpaddq_f32(vpaddq_f32(a, b), vpaddq_f32(c, d))); }
-HS_INLINE vf vf_keep(float j, vf lo, vf hi, vf x) {
-    const vf jj = vdupq_n_f32(j);
-    return vbslq_f32(vandq_u32(vcleq_f32(lo, jj), vcleq_f32(jj, hi)), x, vdupq_n_f32(HS_MASKED));
-}
 HS_INLINE vf vf_load_f16(const uint16_t * p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
 HS_INLINE vf vf_load_i8(const int8_t * p) {
     int32_t four;
@@ -235,7 +217,6 @@ HS_INLINE vf vf_zero_below(vf x, float limit, vf y) {
 typedef float vf;
 #define VL 1
 #define DOT_ROWS 2
-#define DOT_KEYS 4
 #define MM_ROWS 4
 #define FEW_ROWS 2
 HS_INLINE vf vf_load(const float * p) { return *p; }
@@ -250,7 +231,6 @@ HS_INLINE vf vf_fma(vf a, vf b, vf c) { return a * b + c; }
 HS_INLINE float vf_sum(vf x) { return x; }
 HS_INLINE float vf_hmax(vf x) { return x; }
 HS_INLINE void vf_sum4(vf a, vf b, vf c, vf d, float * out) { out[0] = a, out[1] = b, out[2] = c, out[3] = d; }
-HS_INLINE vf vf_keep(float j, vf lo, vf hi, vf x) { return lo <= j && j <= hi ? x : HS_MASKED; }
 HS_INLINE vf vf_load_i8(const int8_t * p) { return *p; }
 typedef int32_t vi;
 HS_INLINE vi vi_round(vf x) { return x >= -1e6f && x <= 1e6f ? (int32_t) rintf(x) : 0; }

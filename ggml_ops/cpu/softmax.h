@@ -5,7 +5,7 @@
 // positions only, not on the number of threads (threads that share an item add their parts at its end).
 #pragma once
 
-#include "few.h"
+#include "sub.h"
 
 // Maximum over keys of one vector of rows; with block maxima, block by block.
 static vf lanes_max(struct sub * u, int32_t x, int64_t j0, int32_t nk) {

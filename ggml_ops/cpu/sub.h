@@ -50,3 +50,20 @@ static const float * load_runs(struct sub * u, const struct hs_cache * c, const 
     }
     return u->kv;
 }
+
+// The largest of some logits.
+static float row_max(const float * s, int32_t n) {
+    float best = HS_MASKED;
+    int32_t j = 0;
+    if (n >= VL) {
+        vf v = vf_load(s);
+        for (j = VL; j + VL <= n; j += VL) {
+            v = vf_max(v, vf_load(s + j));
+        }
+        best = vf_hmax(v);
+    }
+    for (; j < n; j++) {
+        best = s[j] > best ? s[j] : best;
+    }
+    return best;
+}
