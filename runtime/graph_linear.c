@@ -34,10 +34,12 @@ static bool packed(struct hs_build * b, struct hs_linear_args a, bool swiglu, st
     return true;
 }
 
-// x and norm as a node takes them.
-static struct hs_linear_args args_of(struct hs_build * b, struct hs_input * in) {
-    if (b->plain || in->y) return (struct hs_linear_args) { .x = hs_build_input(b, in) };
-    return (struct hs_linear_args) { .x = in->x, .norm = in->norm };
+// x, norm and n matrices as a node takes them.
+static struct hs_linear_args args_of(struct hs_build * b, struct hs_input * in, struct ggml_tensor * const * w, int n) {
+    const bool normed = b->plain || in->y;
+    struct hs_linear_args a = { .x = normed ? hs_build_input(b, in) : in->x, .norm = normed ? NULL : in->norm };
+    for (; a.n_w < n; a.n_w++) a.w[a.n_w] = w[a.n_w];
+    return a;
 }
 
 static struct ggml_tensor * product(struct hs_build * b, struct ggml_tensor * w, struct ggml_tensor * x) {
@@ -49,12 +51,7 @@ static struct ggml_tensor * product(struct hs_build * b, struct ggml_tensor * w,
 void hs_build_linears(struct hs_build * b, struct hs_input * in, const struct hs_linear * l, int n, struct ggml_tensor ** out) {
     struct ggml_tensor * w[HS_LINEAR_MAX] = { NULL };
     for (int i = 0; i < n; i++) w[i] = l[i].w;
-    bool done = false;
-    if (all_packed(w, n)) {
-        struct hs_linear_args a = args_of(b, in);
-        for (; a.n_w < n; a.n_w++) a.w[a.n_w] = w[a.n_w];
-        done = packed(b, a, false, out);
-    }
+    const bool done = packed(b, args_of(b, in, w, n), false, out);
     for (int i = 0; i < n; i++) {
         if (!done) out[i] = product(b, w[i], hs_build_input(b, in));
         if (l[i].b) out[i] = ggml_add(b->ctx, out[i], l[i].b);
@@ -80,10 +77,6 @@ struct ggml_tensor * hs_build_residual(struct hs_build * b, const struct hs_line
 struct ggml_tensor * hs_build_swiglu(struct hs_build * b, struct hs_input * in, struct ggml_tensor * gate, struct ggml_tensor * up) {
     struct ggml_tensor * const w[2] = { gate, up };
     struct ggml_tensor * out;
-    if (gate->type == up->type && all_packed(w, 2)) {
-        struct hs_linear_args a = args_of(b, in);
-        for (; a.n_w < 2; a.n_w++) a.w[a.n_w] = w[a.n_w];
-        if (packed(b, a, true, &out)) return out;
-    }
+    if (gate->type == up->type && packed(b, args_of(b, in, w, 2), true, &out)) return out;
     return ggml_swiglu_split(b->ctx, hs_build_linear(b, in, gate), hs_build_linear(b, in, up));
 }

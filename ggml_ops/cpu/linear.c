@@ -36,7 +36,8 @@ static void wait_for_all(struct hs_op_params * p, int nth) {
 static void quantize(struct job * j, int ith, int nth) {
     const int64_t n = j->n_tokens;
     const bool alone = hs_linear_alone(n);
-    const uintptr_t work = (uintptr_t) ((float *) j->dst->data + j->p->work_offset), line = (work + HS_LINEAR_LINE - 1) / HS_LINEAR_LINE * HS_LINEAR_LINE;
+    const uintptr_t work = (uintptr_t) ((float *) j->dst->data + j->p->work_offset);
+    const uintptr_t line = (work + HS_LINEAR_LINE - 1) / HS_LINEAR_LINE * HS_LINEAR_LINE;
     j->xq = (struct hs_linear_x) { (char *) ((float *) line + (alone ? ith * j->p->work_elems : 0)), hs_linear_width(n), j->n_in / HS_LINEAR_BLOCK };
     const int64_t from = alone ? 0 : n * ith / nth, to = alone ? n : n * (ith + 1) / nth;
     const struct ggml_tensor * norm = j->dst->src[HS_LINEAR_NORM];
