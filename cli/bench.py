@@ -18,16 +18,18 @@ from pyhysparse.cli.common import (
     model_path,
     oracle_argument,
     oracle_options,
+    placement_arguments,
     progress_bar,
     runtime_options,
     show_logs,
     source_options,
     table,
 )
+from pyhysparse.cli.placement import placement_options, show_placement
 
 if TYPE_CHECKING:
     from pyhysparse.model import Model
-    from pyhysparse.session import Session
+    from pyhysparse.session import Session, SessionParams
 
 
 def sizes(ctx: click.Context, param: click.Parameter, value: str) -> list[int]:
@@ -58,12 +60,15 @@ def pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -
 
 @dataclass(frozen=True)
 class Result:
-    """One test. samples_ts: tokens a second of each repetition."""
+    """One test. samples_ts: tokens a second of each repetition. backend: "CPU", or "CUDA" with any layer there; devices: "CUDA0/CUDA1"."""
 
     model: str
     size_bytes: int
     n_params: int
     backend: str
+    n_gpu_layers: int
+    devices: str
+    placement: str
     n_threads: int
     n_batch: int
     n_ubatch: int
@@ -95,6 +100,7 @@ class Result:
 @click.option("--no-warmup", is_flag=True, help="Start timing at once.")
 @source_options()
 @runtime_options(None)
+@placement_options()
 @oracle_options()
 def command(output: str, **options: Any) -> None:
     """Time prompts and generation with random tokens; tokenizing and sampling are not part of it."""
@@ -103,8 +109,12 @@ def command(output: str, **options: Any) -> None:
     if options["verbose"]:
         show_logs()
     path, oracle = model_path(options, default="demo"), oracle_argument(options)
-    with Model(path, use_mmap=not options["no_mmap"], repack=not options["no_repack"], oracle=oracle) as model:
-        results = run_all(model, options)
+    tests = plan_of(options)
+    fit = session_params(options, max(sum(test) for test in tests))
+    arguments = {"use_mmap": not options["no_mmap"], "repack": not options["no_repack"], **placement_arguments(options)}
+    with Model(path, oracle=oracle, fit=fit, **arguments) as model:
+        show_placement(model, options["verbose"])
+        results = run_all(model, options, tests)
     if output == "json":
         click.echo(json.dumps([{**asdict(result), "test": result.test} for result in results], indent=1))
     elif output == "csv":
@@ -113,13 +123,24 @@ def command(output: str, **options: Any) -> None:
         click.echo(as_markdown(results))
 
 
-def run_all(model: Model, options: dict[str, Any]) -> list[Result]:
-    """Every test at every depth."""
+def plan_of(options: dict[str, Any]) -> list[tuple[int, int, int]]:
+    """Every test at every depth: tokens of the prompt, tokens to make, tokens before."""
     tests = [(p, 0) for p in options["n_prompt"]] + [(0, n) for n in options["n_gen"]] + options["pairs"]
     tests = [test for test in tests if any(test)]
     plan = [(p, n, depth) for depth in options["n_depth"] for p, n in tests]
     if not plan:
         raise click.UsageError("nothing to do: -p and -n are both 0")
+    return plan
+
+
+def session_params(options: dict[str, Any], n_ctx: int) -> SessionParams:
+    from pyhysparse.session import SessionParams
+
+    names = ("n_batch", "n_ubatch", "n_threads", "n_threads_batch", "type_k", "type_v", "use_ref")
+    return SessionParams(n_ctx=n_ctx, **{name: options[name] for name in names})
+
+
+def run_all(model: Model, options: dict[str, Any], plan: list[tuple[int, int, int]]) -> list[Result]:
     results: list[Result] = []
     with progress_bar("bench") as progress:
         for i, (p, n, depth) in enumerate(plan):
@@ -129,23 +150,25 @@ def run_all(model: Model, options: dict[str, Any]) -> list[Result]:
 
 
 def run_test(model: Model, options: dict[str, Any], n_prompt: int, n_gen: int, depth: int) -> Result:
-    from pyhysparse.session import Session, SessionParams
+    from pyhysparse.session import Session
 
-    names = ("n_batch", "n_ubatch", "n_threads", "n_threads_batch", "type_k", "type_v", "use_ref")
-    params = SessionParams(n_ctx=depth + n_prompt + n_gen, **{name: options[name] for name in names})
     random = np.random.default_rng(1)
-    with Session(model, params) as session:
+    with Session(model, session_params(options, depth + n_prompt + n_gen)) as session:
         if depth:
             session.eval(random.integers(0, model.info.n_vocab, depth, dtype=np.int32), want="none")
             session.checkpoint()
         if not options["no_warmup"]:
             run_once(session, random, min(n_prompt, 32), min(n_gen, 1), depth)
         samples = [run_once(session, random, n_prompt, n_gen, depth) for _ in range(options["repetitions"])]
+        gpus = [row.device for row in session.device_memory() if row.device != "CPU"]
         return Result(
             model=f"{model.info.name or model.info.arch} {model.info.ftype}",
             size_bytes=model.info.weight_bytes,
             n_params=model.info.n_params,
-            backend="CPU",
+            backend="+".join(sorted({gpu.rstrip("0123456789") for gpu in gpus})) or "CPU",
+            n_gpu_layers=model.n_gpu_layers,
+            devices="/".join(gpus),
+            placement=model.placement,
             n_threads=session.params.n_threads or 0,
             n_batch=session.params.n_batch,
             n_ubatch=session.params.n_ubatch,
@@ -175,19 +198,23 @@ def run_once(session: Session, random: np.random.Generator, n_prompt: int, n_gen
 
 
 def as_markdown(results: list[Result]) -> str:
+    """llama-bench's table; ngl is a column where a GPU is in use."""
+    on_gpu = any(r.n_gpu_layers for r in results)
     rows = [
         [
             r.model + (" oracle" if r.oracle else ""),
             f"{r.size_bytes / 2**20:.2f} MiB",
             f"{r.n_params / 1e6:.2f} M",
             r.backend,
+            *([str(r.n_gpu_layers)] if on_gpu else []),
             str(r.n_threads),
             r.test,
             f"{r.avg_ts:.2f} ± {r.stddev_ts:.2f}",
         ]
         for r in results
     ]
-    return table(["model", "size", "params", "backend", "threads", "test", "t/s"], rows, markdown=True)
+    header = ["model", "size", "params", "backend", *(["ngl"] if on_gpu else []), "threads", "test", "t/s"]
+    return table(header, rows, markdown=True)
 
 
 def as_csv(results: list[Result]) -> str:

@@ -24,6 +24,7 @@ from pyhysparse.cli.common import (
     source_options,
     timing_line,
 )
+from pyhysparse.cli.placement import placement_options, show_placement
 from pyhysparse.cli.run import write
 from pyhysparse.errors import HysparseError
 
@@ -50,6 +51,7 @@ A line ending in \\ goes on in the next one. Ctrl-C stops an answer."""
 @source_options()
 @generation_options()
 @runtime_options()
+@placement_options()
 @oracle_options()
 def command(
     prompt: str | None, system: str | None, single_turn: bool, chat_template: str | None, show_timings: bool, **options: Any
@@ -59,6 +61,7 @@ def command(
         raise click.UsageError("--single-turn needs -p")
     arguments = generation_arguments(options)
     with load_llm(options, default="demo", chat_template=chat_template) as llm:
+        show_placement(llm.model, options["verbose"])
         chat = Chat(llm, system, arguments, show_timings)
         if chat.terminal:
             info = llm.model.info

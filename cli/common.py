@@ -155,13 +155,19 @@ def oracle_argument(options: dict[str, Any]) -> bool | dict[str, Any]:
     return given or bool(options.get("oracle"))
 
 
+def placement_arguments(options: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of Model and LLM from the options of pyhysparse.cli.placement."""
+    return {name: options[name] for name in ("n_gpu_layers", "cpu_moe", "n_cpu_moe", "devices", "tensor_split") if name in options}
+
+
 def load_llm(options: dict[str, Any], default: str | None = None, **overrides: Any) -> LLM:
     """The model with everything that the option groups say."""
     path = model_path(options, default)
     oracle = oracle_argument(options)
     names = ("n_ctx", "n_batch", "n_ubatch", "n_threads", "n_threads_batch", "type_k", "type_v", "use_ref", "check_tensors")
     arguments = {name: options[name] for name in names if name in options}
-    arguments |= {"use_mmap": not options.get("no_mmap"), "repack": not options.get("no_repack"), **overrides}
+    arguments |= {"use_mmap": not options.get("no_mmap"), "repack": not options.get("no_repack")}
+    arguments |= {**placement_arguments(options), **overrides}
     if options.get("verbose"):
         show_logs()
     from pyhysparse.llm import LLM

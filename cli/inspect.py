@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyhysparse.cli.common import CACHE_TYPES, model_path, oracle_argument, oracle_options, size_text, source_options, table
+from pyhysparse.cli.common import (
+    CACHE_TYPES,
+    model_path,
+    oracle_argument,
+    oracle_options,
+    placement_arguments,
+    size_text,
+    source_options,
+    table,
+)
+from pyhysparse.cli.placement import placement_options
 
 if TYPE_CHECKING:
     from pyhysparse.gguf import Metadata
@@ -27,23 +37,25 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Everything as one JSON object.")
 @source_options()
 @oracle_options()
+@placement_options("0")
 def command(file: str | None, tensors: bool, metadata: bool, as_json: bool, **options: Any) -> None:
-    """Describe a GGUF file: MODEL, -m FILE or -hf USER/REPO."""
+    """Describe a GGUF file: MODEL, -m FILE or -hf USER/REPO. With -ngl also what would lie on which GPU (the weights are copied there)."""
     from pyhysparse.model import Model
     from pyhysparse.session import SessionParams
 
     if file and options.get("model"):
         raise click.UsageError("give MODEL once")
     options["model"] = file or options.get("model")
-    with Model(model_path(options), repack=False, oracle=oracle_argument(options)) as model:
+    caches = {name: options[name] for name in ("n_ctx", "n_seq", "n_ubatch", "type_k", "type_v")}
+    params = SessionParams(**caches)
+    with Model(model_path(options), repack=False, oracle=oracle_argument(options), fit=params, **placement_arguments(options)) as model:
         n_ctx = options["n_ctx"] or model.info.n_ctx_train
-        params = SessionParams(n_ctx, options["n_seq"], n_ubatch=options["n_ubatch"], type_k=options["type_k"], type_v=options["type_v"])
         memory = model.memory_plan(params)
         if as_json:
             click.echo(json.dumps(as_object(model, memory, n_ctx), ensure_ascii=False, indent=1))
             return
         click.echo("\n".join(model_lines(model)))
-        click.echo("\n" + layer_table(model.layers))
+        click.echo("\n" + layer_table(model.layers, devices=model.n_gpu_layers > 0))
         click.echo("\n" + "\n".join(memory_lines(memory, n_ctx, params.n_seq, params.type_k, params.type_v)))
         if tensors:
             rows = [[t.name, " x ".join(map(str, t.shape)), t.type, size_text(t.size)] for t in model.gguf.tensors]
@@ -66,11 +78,14 @@ def model_lines(model: Model) -> list[str]:
         lines.append(f"{mode}blocks of {info.block_size} tokens, {info.top_k_blocks} selected, window {info.window}")
     elif info.window:
         lines.append(f"window {info.window}")
+    if info.n_gpu_layers:
+        lines.append(f"{info.n_gpu_layers} of {info.n_layer + 1} layers on GPUs, with caches of this context:")
+        lines += [f"  {part}" for part in info.placement.split("; ")]
     return lines
 
 
-def layer_table(layers: list[LayerInfo]) -> str:
-    """The layer plan, a row a layer."""
+def layer_table(layers: list[LayerInfo], devices: bool = False) -> str:
+    """The layer plan, a row a layer. devices: with a column for where each lies."""
     rows = []
     for i, layer in enumerate(layers):
         extras = [name for name, on in (("sinks", layer.sinks), ("sparse sinks", layer.sparse_sinks), ("qk norm", layer.qk_norm)) if on]
@@ -88,8 +103,10 @@ def layer_table(layers: list[LayerInfo]) -> str:
             layer.gate,
             "moe" if layer.moe else "dense",
             ", ".join(extras) or "-",
+            *([layer.device + (", experts CPU" if layer.cpu_moe else "")] if devices else []),
         ])  # fmt: skip
     header = ["layer", "kind", "kv from", "blocks from", "scores", "local", "owns", "heads", "head dim", "rope", "gate", "ffn", "also"]
+    header += ["device"] if devices else []
     return table(header, rows)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import click
 
 from pyhysparse import __version__
+from pyhysparse.cli.placement import list_devices_option
 from pyhysparse.errors import HysparseError
 
 VERBS = {
@@ -46,6 +47,7 @@ class LazyGroup(click.Group):
 
 @click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=True)
 @click.version_option(__version__, prog_name="hysparse")
+@list_devices_option()
 def cli() -> None:
     """HySparse sparse-attention models (and Llama, Qwen, MiMo) on this machine. Without -m, `run` and `chat` use the demo model."""
 

@@ -11,6 +11,7 @@ import click
 import numpy as np
 
 from pyhysparse.cli.common import load_llm, log, oracle_options, prompt_options, read_prompt, runtime_options, source_options
+from pyhysparse.cli.placement import placement_options
 from pyhysparse.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 @click.option("--chunks", type=click.IntRange(-1), default=-1, show_default=True, help="Chunks to score, -1: all.")
 @source_options()
 @runtime_options(512)
+@placement_options()
 @oracle_options()
 def command(chunks: int, n_ctx: int, **options: Any) -> None:
     """Perplexity of the text of -f FILE (-p, or standard input). Running values go to stderr, the last one to stdout."""

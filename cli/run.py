@@ -19,6 +19,7 @@ from pyhysparse.cli.common import (
     source_options,
     timing_line,
 )
+from pyhysparse.cli.placement import placement_options, show_placement
 
 
 @click.command("run", context_settings={"help_option_names": ["-h", "--help"]})
@@ -31,6 +32,7 @@ from pyhysparse.cli.common import (
 @source_options()
 @generation_options()
 @runtime_options()
+@placement_options()
 @oracle_options()
 def command(as_chat: bool, system: str | None, chat_template: str | None, echo: bool, show_timings: bool, **options: Any) -> int:
     """Continue a prompt (-p, -f, or standard input) with the demo model, -m FILE or -hf USER/REPO.
@@ -47,6 +49,7 @@ def command(as_chat: bool, system: str | None, chat_template: str | None, echo: 
             generation = llm.chat_stream([*messages, {"role": "user", "content": prompt}], **arguments)
         else:
             generation = llm.generate(prompt, **arguments)
+        show_placement(llm.model, options["verbose"])
         if echo:
             write(prompt)
         code = 0

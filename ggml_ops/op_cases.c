@@ -5,55 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define F32 GGML_TYPE_F32
-#define F16 GGML_TYPE_F16
-#define Q8 GGML_TYPE_Q8_0
-#define COUNT(a) ((int) (sizeof(a) / sizeof((a)[0])))
+#include "op_cases_list.h"
 
-struct list {
-    struct hs_case * at;
-    int n, cap;
-    bool failed;
-};
-
-static void add(struct list * l, struct hs_case c) {
-    if (l->n == l->cap) {
-        const int cap = l->cap ? 2 * l->cap : 256;
-        struct hs_case * at = realloc(l->at, (size_t) cap * sizeof(*at));
-        if (!at) {
-            l->failed = true;
-            return;
-        }
-        l->at = at;
-        l->cap = cap;
-    }
-    l->at[l->n++] = c;
-}
-
-// One sequence, `fresh` tokens behind `past`.
-static struct hs_case base(enum hs_op_id op, int past, int fresh) {
-    return (struct hs_case) { .op = op, .d_qk = 64, .d_v = 64, .n_head = 4, .n_head_kv = 2, .type_k = F16, .type_v = F16, .page = 16, .ring = 0,
-        .block = 16, .top_k = 3, .window = 24, .n_seq = 1, .past = { past }, .fresh = { fresh } };
-}
-
-// The ring that the contract asks for: w - 1 positions and the ubatch.
-static struct hs_case fit_ring(struct hs_case c) {
-    int fresh = 0;
-    for (int s = 0; s < c.n_seq; s++) {
-        fresh = c.fresh[s] > fresh ? c.fresh[s] : fresh;
-    }
-    c.ring = c.window - 1 + fresh;
-    return c;
-}
-
-// Every op gets the same lengths, head shapes, types and contents; `set` turns a base case into one of that op.
-typedef struct hs_case (*shape_fn)(struct hs_case);
-
-static struct hs_case as_is(struct hs_case c) { return c; }
-static struct hs_case with_window(struct hs_case c) { c.n_head_kv_win = c.n_head_kv; return fit_ring(c); }
-static struct hs_case with_forced(struct hs_case c) { c.forced = true; return c; }
-
-static void lengths(struct list * l, enum hs_op_id op, shape_fn shape) {
+static void lengths(struct hs_case_list * l, enum hs_op_id op, shape_fn shape) {
     // context lengths: 1, B-1, B, B+1, w-1, w, w+1, page and tile edges; as decode (one token), as prefill from nothing, and as a chunk in between
     static const int edges[] = { 1, 2, 15, 16, 17, 23, 24, 25, 31, 32, 33, 47, 48, 49, 63, 64, 65, 127, 128, 129 };
     for (int i = 0; i < COUNT(edges); i++) {
@@ -67,7 +21,7 @@ static void lengths(struct list * l, enum hs_op_id op, shape_fn shape) {
     }
 }
 
-static void blocks_and_pages(struct list * l, enum hs_op_id op, shape_fn shape) {
+static void blocks_and_pages(struct hs_case_list * l, enum hs_op_id op, shape_fn shape) {
     static const int sizes[][2] = { { 16, 16 }, { 64, 64 }, { 64, 16 }, { 16, 64 }, { 24, 16 }, { 16, 24 }, { 7, 16 }, { 1, 16 }, { 5, 3 }, { 3, 1 },
         { 100, 64 }, { 200, 32 }, { 33, 50 }, { 17, 8 } }; // { block, page }
     static const int top_k[] = { 1, 2, 4, 64 };            // 64: fewer blocks than K
@@ -85,7 +39,7 @@ static void blocks_and_pages(struct list * l, enum hs_op_id op, shape_fn shape) 
     }
 }
 
-static void heads(struct list * l, enum hs_op_id op, shape_fn shape) {
+static void heads(struct hs_case_list * l, enum hs_op_id op, shape_fn shape) {
     static const int dims[][2] = { { 32, 32 }, { 64, 64 }, { 96, 96 }, { 128, 128 }, { 192, 128 }, { 256, 256 }, { 160, 224 }, { 32, 256 } };
     static const int groups[][2] = { { 1, 1 }, { 4, 4 }, { 2, 1 }, { 6, 2 }, { 4, 1 }, { 10, 2 },
         { 7, 1 }, { 8, 1 }, { 9, 1 }, { 24, 2 }, { 16, 1 }, { 20, 1 }, { 3, 1 }, { 130, 1 } };
@@ -120,7 +74,7 @@ static void heads(struct list * l, enum hs_op_id op, shape_fn shape) {
     add(l, shape(c));
 }
 
-static void contents(struct list * l, enum hs_op_id op, shape_fn shape) {
+static void contents(struct hs_case_list * l, enum hs_op_id op, shape_fn shape) {
     static const enum ggml_type types[] = { F32, F16, Q8 };
     for (int data = HS_DATA_EQUAL; data <= HS_DATA_LOW; data++) {
         for (int sink = HS_SINK_OFF; sink <= HS_SINK_MIXED; sink++) {
@@ -141,7 +95,7 @@ static void contents(struct list * l, enum hs_op_id op, shape_fn shape) {
     }
 }
 
-static void sequences(struct list * l, enum hs_op_id op, shape_fn shape) {
+static void sequences(struct hs_case_list * l, enum hs_op_id op, shape_fn shape) {
     static const int tokens[][3][2] = { { { 63, 1 }, { 16, 1 }, { 0, 1 } }, { { 40, 5 }, { 0, 5 }, { 100, 5 } }, { { 0, 17 }, { 33, 1 }, { 64, 30 } },
         { { 128, 2 }, { 15, 1 }, { 1, 12 } } };
     for (int i = 0; i < COUNT(tokens); i++) {
@@ -161,7 +115,7 @@ static void sequences(struct list * l, enum hs_op_id op, shape_fn shape) {
     }
 }
 
-static void common(struct list * l, enum hs_op_id op, shape_fn shape) {
+static void common(struct hs_case_list * l, enum hs_op_id op, shape_fn shape) {
     lengths(l, op, shape);
     blocks_and_pages(l, op, shape);
     heads(l, op, shape);
@@ -169,7 +123,7 @@ static void common(struct list * l, enum hs_op_id op, shape_fn shape) {
     sequences(l, op, shape);
 }
 
-static void full_cases(struct list * l) {
+static void full_cases(struct hs_case_list * l) {
     common(l, HS_OP_ATTN_FULL, as_is);
     static const int lens[][2] = { { 99, 1 }, { 60, 40 }, { 300, 1 }, { 0, 130 } };
     for (int i = 0; i < COUNT(lens); i++) { // without scores, and longer than a few tiles
@@ -183,7 +137,7 @@ static void full_cases(struct list * l) {
     }
 }
 
-static void select_cases(struct list * l) {
+static void select_cases(struct hs_case_list * l) {
     static const int edges[] = { 1, 15, 16, 17, 47, 48, 49, 300 };
     static const int top_k[] = { 1, 2, 3, 4, 16, 40 };
     for (int i = 0; i < COUNT(edges); i++) {
@@ -209,7 +163,7 @@ static void select_cases(struct list * l) {
     add(l, c);
 }
 
-static void sparse_cases(struct list * l) {
+static void sparse_cases(struct hs_case_list * l) {
     lengths(l, HS_OP_ATTN_SPARSE, with_window);
     lengths(l, HS_OP_ATTN_SPARSE, with_forced);
     blocks_and_pages(l, HS_OP_ATTN_SPARSE, as_is);
@@ -248,7 +202,7 @@ static void sparse_cases(struct list * l) {
     }
 }
 
-static void window_cases(struct list * l) {
+static void window_cases(struct hs_case_list * l) {
     lengths(l, HS_OP_ATTN_WINDOW, fit_ring);
     heads(l, HS_OP_ATTN_WINDOW, fit_ring);
     contents(l, HS_OP_ATTN_WINDOW, fit_ring);
@@ -267,7 +221,7 @@ static void window_cases(struct list * l) {
 }
 
 // Tokens on both sides of the kernels' token tiles (1, 4, 8, 16, 64), rows on both sides of the pieces dealt out to threads.
-static void linear_cases(struct list * l) {
+static void linear_cases(struct hs_case_list * l) {
     static const enum ggml_type types[] = { GGML_TYPE_Q4_0, GGML_TYPE_Q4_1, Q8 };
     static const int tokens[] = { 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 63, 64, 65, 130 };
     static const int shapes[][1 + HS_LINEAR_MAX] = { { 32, 16 }, { 64, 32, 16 }, { 576, 48, 16, 16 }, { 96, 208, 64, 64, 16, 16 }, { 1024, 16 }, { 2048, 64, 16 } };
@@ -295,7 +249,7 @@ static void linear_cases(struct list * l) {
 }
 
 // Properties: an op that is given everything must equal full attention.
-static void property_cases(struct list * l) {
+static void property_cases(struct hs_case_list * l) {
     static const int lens[][2] = { { 0, 1 }, { 99, 1 }, { 0, 60 }, { 70, 30 } };
     static const enum ggml_type types[] = { F32, F16, Q8 };
     for (int i = 0; i < COUNT(lens); i++) {
@@ -318,13 +272,14 @@ static void property_cases(struct list * l) {
 }
 
 struct hs_case * hs_cases(int * n) {
-    struct list l = { 0 };
+    struct hs_case_list l = { 0 };
     full_cases(&l);
     select_cases(&l);
     sparse_cases(&l);
     window_cases(&l);
     linear_cases(&l);
     property_cases(&l);
+    hs_cases_of_tiles(&l);
     if (l.failed) {
         free(l.at);
         return NULL;

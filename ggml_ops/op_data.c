@@ -7,6 +7,9 @@
 
 enum tag { TAG_Q = 1, TAG_K, TAG_V, TAG_WIN_K, TAG_WIN_V, TAG_SINK, TAG_GATE, TAG_SCORE, TAG_SEL, TAG_PAGE, TAG_X, TAG_W, TAG_NORM, TAG_ADD };
 
+#define LOW_KEY 8.0f
+#define HUGE_KEY (127.0f / 32.0f)
+
 static uint64_t mix(uint64_t x) { // the finaliser of splitmix64
     x += 0x9e3779b97f4a7c15u;
     x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
@@ -40,7 +43,13 @@ static void cache_row(const struct hs_inputs * in, enum tag tag, int seq, int he
         row[x] = normal(&state);
     }
     if (is_key && in->c.data == HS_DATA_LOW) {
-        row[0] = 1.0f; // meets a large negative q[0]
+        row[0] = LOW_KEY; // meets a large negative q[0]
+    }
+    // With logits of 1e4 the rounding of an operand to f16 would be worth several units: both are values that f16 holds, of q8_0 keys too
+    // (the largest of a block makes its factor 2^-5).
+    for (int x = 0; is_key && in->c.data == HS_DATA_HUGE && x < d; x++) {
+        row[x] = x % 32 == 0 || row[x] > HUGE_KEY ? HUGE_KEY : row[x] < -HUGE_KEY ? -HUGE_KEY : row[x];
+        row[x] = ggml_fp16_to_fp32(ggml_fp32_to_fp16(row[x]));
     }
 }
 
@@ -113,9 +122,10 @@ static void make_queries(struct hs_inputs * in) {
             uint64_t state = key(in, TAG_Q, in->pos_seq[i], in->pos_seq[in->n_tokens + i], h);
             for (int x = 0; x < c->d_qk; x++) {
                 q[x] = factor * normal(&state);
+                q[x] = c->data == HS_DATA_HUGE ? ggml_fp16_to_fp32(ggml_fp32_to_fp16(q[x])) : q[x];
             }
             if (c->data == HS_DATA_LOW) {
-                q[0] = -1e4f * sqrtf((float) c->d_qk);
+                q[0] = -1e4f * sqrtf((float) c->d_qk) / LOW_KEY;
             }
         }
     }

@@ -223,6 +223,18 @@ static ggml_backend_t open_backend(const char * name) {
     return ggml_backend_init_by_name(name, NULL);
 }
 
+// A level of the CPU kernels; "sm80", "sm90": kernels of that compute capability at most.
+static bool set_level(const char * name) {
+#ifdef HS_CUDA
+    int cc;
+    if (sscanf(name, "sm%d", &cc) == 1 && cc > 0) {
+        hs_cuda_limit_capability(10 * cc);
+        return true;
+    }
+#endif
+    return hs_cpu_level_set(name);
+}
+
 // groups: room for argc pointers.
 static bool parse(int argc, char ** argv, struct options * o, const char ** groups) {
     *o = (struct options) { .backend = "CPU", .mode = argc > 1 ? argv[1] : "", .groups = groups };
@@ -274,7 +286,7 @@ int main(int argc, char ** argv) {
         free(groups);
         return 2;
     }
-    if (o.level && !hs_cpu_level_set(o.level)) {
+    if (o.level && !set_level(o.level)) {
         fprintf(stderr, "op_runner: --level: found '%s', expected one that this machine can run:", o.level);
         for (int i = 0; i < hs_cpu_level_count(); i++) {
             fprintf(stderr, " %s", hs_cpu_level_name(i));

@@ -29,7 +29,8 @@ if(HYSPARSE_CUDA)
     enable_language(CUDA)
     find_package(CUDAToolkit REQUIRED)
     set(CMAKE_CUDA_STANDARD 17)
-    add_library(hs_cuda OBJECT ${HS_OPS_DIR}/cuda/backend.cu ${HS_OPS_DIR}/cuda/attn.cu ${HS_OPS_DIR}/cuda/select.cu)
+    file(GLOB HS_CUDA_SOURCES CONFIGURE_DEPENDS "${HS_OPS_DIR}/cuda/*.cu")
+    add_library(hs_cuda OBJECT ${HS_CUDA_SOURCES})
     get_directory_property(HS_GGML_CUDA_DEFINITIONS DIRECTORY "${GGML_SOURCE}/src/ggml-cuda" COMPILE_DEFINITIONS)
     target_compile_definitions(hs_cuda PRIVATE ${HS_GGML_CUDA_DEFINITIONS} PUBLIC HS_CUDA)
     target_include_directories(hs_cuda PUBLIC ${HS_OPS_DIR}/cuda PRIVATE "${GGML_SOURCE}/src" "${GGML_SOURCE}/src/ggml-cuda")
@@ -38,7 +39,7 @@ endif()
 
 if(HYSPARSE_BUILD_TESTS)
     add_executable(op_runner
-        ${HS_OPS_DIR}/op_runner.c ${HS_OPS_DIR}/op_cases.c ${HS_OPS_DIR}/op_data.c ${HS_OPS_DIR}/op_graph.c ${HS_OPS_DIR}/op_compare.c
+        ${HS_OPS_DIR}/op_runner.c ${HS_OPS_DIR}/op_cases.c ${HS_OPS_DIR}/op_cases_tiles.c ${HS_OPS_DIR}/op_data.c ${HS_OPS_DIR}/op_graph.c ${HS_OPS_DIR}/op_compare.c
         ${HS_OPS_DIR}/op_perf.c ${HS_OPS_DIR}/op_perf_node.c ${HS_OPS_DIR}/op_floor.c)
     target_link_libraries(op_runner PRIVATE hs_ops ggml Threads::Threads hysparse_flags)
     if(HYSPARSE_CUDA)

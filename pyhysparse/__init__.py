@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pyhysparse.llm import LLM, Generation, Timings
     from pyhysparse.logs import logs_to_logging, logs_to_stderr
     from pyhysparse.model import LayerInfo, MemoryUse, Model, ModelInfo
+    from pyhysparse.placement import Device, DeviceMemory, devices
     from pyhysparse.quantizing import quantize
     from pyhysparse.sampling import Sampler, SamplingParams
     from pyhysparse.session import Session, SessionParams
@@ -32,6 +33,8 @@ __version__ = "0.1.0"
 __all__ = [
     "LLM",
     "ChatTemplate",
+    "Device",
+    "DeviceMemory",
     "GGUFFile",
     "Generation",
     "LayerInfo",
@@ -45,6 +48,7 @@ __all__ = [
     "StreamDecoder",
     "Timings",
     "Tokenizer",
+    "devices",
     "logs_to_logging",
     "logs_to_stderr",
     "quantize",
@@ -63,6 +67,9 @@ HOMES = {
     "MemoryUse": "model",
     "Model": "model",
     "ModelInfo": "model",
+    "Device": "placement",
+    "DeviceMemory": "placement",
+    "devices": "placement",
     "Sampler": "sampling",
     "SamplingParams": "sampling",
     "Session": "session",

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pyhysparse.errors import ArgumentError, CancelledError, ContextFullError, StateError
 from pyhysparse.generation import Generation, GenerationState, Timings
 from pyhysparse.model import MemoryUse, Model, Oracle
+from pyhysparse.placement import GpuLayers
 from pyhysparse.sampling import Sampler, SamplingParams
 from pyhysparse.session import Session, SessionParams, Tokens
 from pyhysparse.stopping import StopMatcher, stop_list
@@ -36,7 +37,8 @@ class LLM:
     model: path of a GGUF file, or "demo" (also None): SmolLM2-135M-Instruct, fetched once. n_ctx: tokens of context, 0 for the model's.
     n_batch, n_ubatch: llama.cpp's logical and physical batch. n_threads: None for the physical cores; n_threads_batch: for prompts.
     type_k, type_v: cache types "f32", "f16", "q8_0". oracle: see Model. chat_template: Jinja source (or "chatml") instead of the
-    model's own. use_ref: scalar reference ops. progress: called with the fraction loaded.
+    model's own. use_ref: scalar reference ops. progress: called with the fraction loaded. n_gpu_layers ("auto", "all" or -1, a number),
+    n_cpu_moe, cpu_moe, devices, tensor_split: what runs on which GPU, see Model; "auto" leaves room for the caches of this context.
 
     Methods may be called from several threads: what uses the conversation waits its turn, everything else runs beside it.
     Raises FileError, FormatError, ModelError, ArgumentError, OutOfMemoryError, DownloadError ("demo"); the tokenizer is read when it is
@@ -63,10 +65,18 @@ class LLM:
         check_tensors: bool = False,
         use_ref: bool = False,
         progress: Callable[[float], Any] | None = None,
+        n_gpu_layers: GpuLayers = "auto",
+        n_cpu_moe: int = 0,
+        cpu_moe: bool = False,
+        devices: Sequence[str] | str | None = None,
+        tensor_split: Sequence[float] | None = None,
     ) -> None:
         path = resolve_model(model)
         wanted = SessionParams(n_ctx, n_seq, n_batch, n_ubatch, n_threads, n_threads_batch, type_k, type_v, n_checkpoints, use_ref)
-        self.model = Model(path, use_mmap=use_mmap, repack=repack, check_tensors=check_tensors, oracle=oracle, progress=progress)
+        self.model = Model(
+            path, use_mmap=use_mmap, repack=repack, check_tensors=check_tensors, oracle=oracle, progress=progress,
+            n_gpu_layers=n_gpu_layers, n_cpu_moe=n_cpu_moe, cpu_moe=cpu_moe, devices=devices, tensor_split=tensor_split, fit=wanted,
+        )  # fmt: skip
         try:
             self.session = Session(self.model, wanted)
         except BaseException:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pyhysparse._ffi import Callback, Handle, check, ffi, lib, new_error, path_bytes, text
 from pyhysparse.errors import ArgumentError, ClosedError
 from pyhysparse.gguf import GGUFFile
+from pyhysparse.placement import GpuLayers, set_placement
 
 if TYPE_CHECKING:
     from pyhysparse.session import Session, SessionParams
@@ -26,7 +27,8 @@ ORACLE_KEYS = ("full_layers", "block_size", "top_k_tokens", "window")
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """Hyperparameters (hs_model_info). block_size, top_k_blocks and window are 0 where the model has none; oracle: the mode is on."""
+    """Hyperparameters (hs_model_info). block_size, top_k_blocks and window are 0 where the model has none; oracle: the mode is on.
+    n_gpu_layers: as placed, n_layer + 1 with the output; placement: what lies where, in words."""
 
     arch: str
     name: str
@@ -45,6 +47,8 @@ class ModelInfo:
     n_params: int
     weight_bytes: int
     fingerprint: int
+    n_gpu_layers: int
+    placement: str
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,8 @@ class LayerInfo:
     qk_norm: bool
     moe: bool
     rope_freq_base: float
+    device: str  # where its weights and caches lie: "CPU", "CUDA0"
+    cpu_moe: bool  # but its experts lie in host memory
 
 
 @dataclass(frozen=True)
@@ -105,6 +111,12 @@ class Model:
     file holds; or a dict of full_layers (ascending, the first is 0), block_size, top_k_tokens, window. progress: called with the
     fraction loaded; returning False stops the load (CancelledError).
 
+    Placement, with llama.cpp's names. n_gpu_layers: layers on GPUs, counted from the output (1 is the output alone, n_layer + 1
+    everything); "auto": as many as fit beside the caches of a session with the parameters `fit` (None: the default ones), for models with
+    experts these first moved to the CPU; "all" or -1; 0 for none. Without a GPU everything runs on the CPU. cpu_moe, n_cpu_moe: experts of
+    all layers, or of the first so many, stay on the CPU. devices: names from pyhysparse.devices(), in the order of the layers (None: every
+    GPU; "none": the CPU). tensor_split: the share of each of them (None: by free memory).
+
     Raises FileError, FormatError, ModelError, OutOfMemoryError, ArgumentError.
     """
 
@@ -117,16 +129,22 @@ class Model:
         check_tensors: bool = False,
         oracle: Oracle = False,
         progress: Callable[[float], Any] | None = None,
+        n_gpu_layers: GpuLayers = "auto",
+        n_cpu_moe: int = 0,
+        cpu_moe: bool = False,
+        devices: Sequence[str] | str | None = None,
+        tensor_split: Sequence[float] | None = None,
+        fit: SessionParams | None = None,
     ) -> None:
         params = ffi.new("hs_model_params *", lib.hs_model_default_params())
         params.use_mmap, params.repack, params.check_tensors = use_mmap, repack, check_tensors
-        layers = set_oracle(params, oracle)
+        keep = [set_oracle(params, oracle), *set_placement(params, n_gpu_layers, n_cpu_moe, cpu_moe, devices, tensor_split, fit)]
         callback = None if progress is None else Callback(progress)
         if callback is not None:
             params.progress, params.progress_user = lib.hs_py_progress, callback.handle
         out, error = ffi.new("hs_model **"), new_error()
         code = lib.hs_model_load(path_bytes(path), params, out, error)
-        del layers  # C has copied the list
+        del keep  # C has read or copied it
         if callback is not None:
             if callback.error is not None and code == lib.HS_OK:
                 lib.hs_model_free(out[0])
@@ -141,6 +159,16 @@ class Model:
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self._lock = threading.Lock()
         self._closing = False
+
+    @property
+    def n_gpu_layers(self) -> int:
+        """Layers on GPUs; n_layer + 1 with the output."""
+        return self.info.n_gpu_layers
+
+    @property
+    def placement(self) -> str:
+        """What lies where: "CUDA0: layers 0-35, output (4.60 GiB with caches); CPU: no layers, input (0.30 GiB)"."""
+        return self.info.placement
 
     @property
     def layers(self) -> list[LayerInfo]:

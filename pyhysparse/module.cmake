@@ -25,6 +25,9 @@ endif()
 # Both files also lie side by side in the build folder, so that the rpath holds there too.
 set_target_properties(hysparse_python PROPERTIES BUILD_WITH_INSTALL_RPATH ON INSTALL_RPATH "${HS_RPATH}"
                       LIBRARY_OUTPUT_DIRECTORY "$<TARGET_FILE_DIR:hysparse>")
+if(HYSPARSE_CUDA) # the toolkit that it was built with, where the loader would not look by itself
+    list(APPEND HS_RPATH "${CUDAToolkit_LIBRARY_DIR}")
+endif()
 set_target_properties(hysparse PROPERTIES BUILD_WITH_INSTALL_RPATH ON INSTALL_RPATH "${HS_RPATH}")
 
 install(TARGETS hysparse         LIBRARY DESTINATION pyhysparse COMPONENT python NAMELINK_SKIP RUNTIME DESTINATION pyhysparse COMPONENT python)

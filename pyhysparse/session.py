@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pyhysparse._ffi import Callback, Handle, check, ffi, floats, int32_array, int32_pointer, lib, new_error, path_bytes, text
 from pyhysparse.errors import ArgumentError, BusyError, CancelledError
 from pyhysparse.model import MemoryUse, Model, from_struct
+from pyhysparse.placement import DeviceMemory
 
 __all__ = ["Session", "SessionParams"]
 
@@ -203,6 +204,14 @@ class Session:
             lib.hs_session_memory(self._handle.pointer, out)
         use: MemoryUse = from_struct(MemoryUse, out)
         return use
+
+    def device_memory(self) -> list[DeviceMemory]:
+        """The same by device: the GPUs in use, and the CPU at the end."""
+        with self._lock:
+            n = lib.hs_session_device_memory(self._handle.pointer, ffi.NULL, 0)
+            rows = ffi.new("hs_device_memory[]", n)
+            lib.hs_session_device_memory(self._handle.pointer, rows, n)
+        return [from_struct(DeviceMemory, rows[i]) for i in range(n)]
 
     @property
     def free_pages(self) -> int:

@@ -1,4 +1,4 @@
-// Devices and buffer types.
+// Backends and buffer types of the CPU.
 #define _GNU_SOURCE // sched_getaffinity, MADV_*
 #include "backend.h"
 
@@ -49,14 +49,35 @@ static int check_threads(const char * name, int32_t n, hs_error * err) {
     return HS_OK;
 }
 
-int hs_backends_new(int32_t n_threads, int32_t n_threads_batch, struct hs_backends * out, hs_error * err) {
+static int add_gpu(struct hs_backends * b, int32_t device, hs_error * err) {
+    uint64_t free_bytes, total;
+    hs_device_free_memory(device, &free_bytes, &total);
+    ggml_backend_t backend = hs_device_backend_new(device);
+    if (!backend) {
+        return hs_fail(err, HS_E_MEMORY, "%s: cannot start a backend, %llu bytes of memory are free", hs_device_name(device), (unsigned long long) free_bytes);
+    }
+    b->backend[b->n++] = backend;
+    return HS_OK;
+}
+
+int hs_backends_new(int32_t n_threads, int32_t n_threads_batch, const int32_t * gpus, int32_t n_gpus, struct hs_backends * out, hs_error * err) {
     memset(out, 0, sizeof *out);
     HS_TRY(check_threads("n_threads", n_threads, err));
     HS_TRY(check_threads("n_threads_batch", n_threads_batch, err));
     out->n_threads = n_threads ? n_threads : hs_physical_cores();
     out->n_threads_batch = n_threads_batch ? n_threads_batch : out->n_threads;
+    for (int32_t i = 0; i < n_gpus; i++) {
+        const int rc = add_gpu(out, gpus[i], err);
+        if (rc != HS_OK) {
+            hs_backends_free(out);
+            return rc;
+        }
+    }
     ggml_backend_t cpu = ggml_backend_cpu_init();
-    if (!cpu) return hs_fail(err, HS_E_MEMORY, "cannot start the CPU backend");
+    if (!cpu) {
+        hs_backends_free(out);
+        return hs_fail(err, HS_E_MEMORY, "cannot start the CPU backend");
+    }
     out->backend[out->n++] = cpu;
     const int most = out->n_threads > out->n_threads_batch ? out->n_threads : out->n_threads_batch;
     struct ggml_threadpool_params tpp = ggml_threadpool_params_default(most);
@@ -102,8 +123,6 @@ void hs_backends_set_abort(struct hs_backends * b, ggml_abort_callback cb, void 
 
 static ggml_backend_dev_t cpu_device(void) { return ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU); }
 
-ggml_backend_buffer_type_t hs_cpu_buft(void) { return ggml_backend_dev_buffer_type(cpu_device()); }
-
 #if defined(__linux__) && !defined(MADV_COLLAPSE)
 #define MADV_COLLAPSE 25 // Linux 6.1, not in every C library yet
 #endif
@@ -132,29 +151,6 @@ bool hs_cpu_can_multiply(enum ggml_type type) {
     return type >= 0 && type < GGML_TYPE_COUNT && ggml_get_type_traits_cpu(type)->vec_dot != NULL && ggml_blck_size(type) > 0;
 }
 
-// Would `buft` run weight x activations? Asked of the device with a node that is never computed, as the scheduler will ask later.
-static bool buft_runs(ggml_backend_buffer_type_t buft, enum ggml_type type, const int64_t * ne, bool experts) {
-    struct ggml_init_params ip = { .mem_size = ggml_tensor_overhead() * 8, .no_alloc = true };
-    struct ggml_context * ctx = ggml_init(ip);
-    ggml_backend_buffer_t empty = ggml_backend_buft_alloc_buffer(buft, 0);
-    bool ok = false;
-    if (ctx && empty) {
-        struct ggml_tensor * w = ggml_new_tensor_3d(ctx, type, ne[0], ne[1], ne[2]);
-        struct ggml_tensor * node;
-        if (experts) {
-            struct ggml_tensor * x = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, ne[0], 1, 512);
-            node = ggml_mul_mat_id(ctx, w, x, ggml_new_tensor_2d(ctx, GGML_TYPE_I32, 1, 512));
-        } else {
-            node = ggml_mul_mat(ctx, w, ggml_new_tensor_2d(ctx, GGML_TYPE_F32, ne[0], 512));
-        }
-        w->buffer = empty;
-        ok = ggml_backend_dev_supports_op(cpu_device(), node);
-    }
-    if (empty) ggml_backend_buffer_free(empty);
-    if (ctx) ggml_free(ctx);
-    return ok;
-}
-
 ggml_backend_buffer_type_t hs_repack_buft(enum ggml_type type, const int64_t * ne, bool experts) {
     ggml_backend_reg_t reg = ggml_backend_dev_backend_reg(cpu_device());
     ggml_backend_dev_get_extra_bufts_t get =
@@ -163,7 +159,7 @@ ggml_backend_buffer_type_t hs_repack_buft(enum ggml_type type, const int64_t * n
     for (; list && *list; list++) {
         // AMX: on a virtual machine that offers it, ggml's tile kernels died of SIGILL (llama.cpp's too, same ggml code); nothing here can tell before.
         if (strcmp(ggml_backend_buft_name(*list), "AMX") == 0) continue;
-        if (buft_runs(*list, type, ne, experts)) return *list;
+        if (hs_device_multiplies(HS_ON_CPU, *list, type, ne, experts)) return *list;
     }
     return NULL;
 }

@@ -1,10 +1,9 @@
-// Devices, buffer types and the scheduler's backends. Today the CPU; other backends join the list in hs_backends_new and nowhere else.
+// A session's backends: the GPUs of its model and the CPU; and the buffer types of CPU weights.
 #pragma once
 
-#include "ggml-backend.h"
-#include "hysparse.h"
+#include "devices.h"
 
-#define HS_MAX_BACKENDS 16
+#define HS_MAX_BACKENDS (HS_MAX_DEVICES + 1)
 
 struct hs_backends {
     ggml_backend_t backend[HS_MAX_BACKENDS];   // the CPU is the last, as ggml's scheduler wants it
@@ -13,8 +12,8 @@ struct hs_backends {
     int            n_threads, n_threads_batch;
 };
 
-// n_threads 0: physical cores that this process may use. HS_E_ARG, HS_E_MEMORY.
-int  hs_backends_new(int32_t n_threads, int32_t n_threads_batch, struct hs_backends * out, hs_error * err);
+// n_threads 0: physical cores that this process may use. gpus: device numbers. HS_E_ARG, HS_E_MEMORY.
+int  hs_backends_new(int32_t n_threads, int32_t n_threads_batch, const int32_t * gpus, int32_t n_gpus, struct hs_backends * out, hs_error * err);
 void hs_backends_free(struct hs_backends * b);
 // Threads for the next graph: the decode number for one token a sequence, else the batch number.
 void hs_backends_use_threads(struct hs_backends * b, bool batch);
@@ -28,7 +27,6 @@ int32_t hs_physical_cores(void);
 // The buffer type for a weight that is only ever the left side of a matrix product (`experts`: of ggml_mul_mat_id): one of ggml's repacked CPU
 // types where it can run this type and shape, else NULL (keep it as it stands in the file).
 ggml_backend_buffer_type_t hs_repack_buft(enum ggml_type type, const int64_t * ne, bool experts);
-ggml_backend_buffer_type_t hs_cpu_buft(void);
 // Ask for huge pages behind a host buffer that is about to be filled: fewer TLB misses where weights and caches stream through. No-op elsewhere.
 void hs_buffer_use_huge_pages(ggml_backend_buffer_t buf);
 // The same for a buffer that is in use: what it has of small pages is moved (by Linux 6.1 and later at once, else in the background).

@@ -49,7 +49,7 @@ struct ggml_tensor * hs_build_norm(struct hs_build * b, struct ggml_tensor * x, 
 // The input of some matrices: x [n_embd, n_tokens] and the norm before them (NULL: none). y: the normed value as a node, once somebody needs it.
 struct hs_input { struct ggml_tensor * x, * norm, * y; const char * name; int il; };
 struct ggml_tensor * hs_build_input(struct hs_build * b, struct hs_input * in); // y
-// W y + b, [n_out, n_tokens]: of up to HS_LINEAR_MAX layers into out[]; of one matrix without bias.
+// W y + b, [n_out, n_tokens]: of up to HS_LINEAR_MAX layers into out[] (rows contiguous, but perhaps part of a wider matrix); of one matrix without bias.
 void hs_build_linears(struct hs_build * b, struct hs_input * in, const struct hs_linear * l, int n, struct ggml_tensor ** out);
 struct ggml_tensor * hs_build_linear(struct hs_build * b, struct hs_input * in, struct ggml_tensor * w);
 // W x + b + add; name: of W x + b, where it is a node.

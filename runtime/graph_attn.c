@@ -5,21 +5,37 @@
 
 #include "status.h"
 
-static struct ggml_tensor * rope(struct hs_build * b, const struct hs_layer * l, struct ggml_tensor * x) {
+static struct ggml_tensor * rope(struct hs_build * b, int il, const struct hs_layer * l, struct ggml_tensor * x) {
     const struct hs_rope * r = &b->model->hp.rope[l->rope];
     if (r->n_rot == 0) return ggml_cont(b->ctx, x);
     struct ggml_tensor * pos = ggml_view_1d(b->ctx, b->g->pos_seq, b->g->n_tokens, 0);
-    return ggml_rope_ext(b->ctx, x, pos, b->model->weights.rope_factors[r->factors_of], r->n_rot, r->mode, r->n_ctx_orig, r->freq_base, r->freq_scale,
+    return ggml_rope_ext(b->ctx, x, pos, b->model->weights.rope_factors[r->factors_of][1 + b->model->placement.layer[il]], r->n_rot, r->mode, r->n_ctx_orig, r->freq_base, r->freq_scale,
         r->ext_factor, r->attn_factor, r->beta_fast, r->beta_slow);
 }
 
 // [head_dim, heads, n_tokens]; the gates' two halves [n_gate, n_tokens], NULL without gates
 struct projected { struct ggml_tensor * q, * k, * v, * gate[2]; };
 
+// Rows first .. first + d * n of x as [d, n, n_tokens].
+static struct ggml_tensor * heads(struct hs_build * b, struct ggml_tensor * x, int64_t d, int64_t n, int64_t first) {
+    return ggml_view_3d(b->ctx, x, d, n, x->ne[1], x->nb[0] * (size_t) d, x->nb[1], x->nb[0] * (size_t) first);
+}
+
+// With the strides of its shape: those of one token's part of a wider matrix are others, although nothing lies between.
+static struct ggml_tensor * contiguous(struct hs_build * b, struct ggml_tensor * x) { return ggml_is_contiguous(x) ? ggml_reshape(b->ctx, x, x) : ggml_cont(b->ctx, x); }
+
+// The two halves of the gates in one: as they stand where the loader joined them, else copied together.
+static struct ggml_tensor * gates_of(struct hs_build * b, struct ggml_tensor * const gate[2]) {
+    const int64_t n_gate = gate[0]->ne[0];
+    struct ggml_tensor * all = gate[0]->view_src;
+    if (!all || all != gate[1]->view_src || gate[1]->view_offs != gate[0]->view_offs + (size_t) n_gate * all->nb[0]) return ggml_concat(b->ctx, gate[0], gate[1], 0);
+    return contiguous(b, ggml_view_2d(b->ctx, all, 2 * n_gate, all->ne[1], all->nb[1], gate[0]->view_offs));
+}
+
 static struct projected project(struct hs_build * b, int il, const struct hs_layer * l, struct hs_input * in) {
     struct ggml_context * ctx = b->ctx;
     const struct hs_layer_weights * w = &b->model->weights.layers[il];
-    const int64_t n = b->g->n_tokens, dk = l->head_dim_k, dv = l->head_dim_v;
+    const int64_t dk = l->head_dim_k, dv = l->head_dim_v;
     struct projected r = { 0 };
     const struct hs_linear gates[2] = { { w->gate_sparse, NULL }, { w->gate_swa, NULL } };
     const int n_gate = w->gate_sparse && l->kind == HS_LAYER_SPARSE ? 2 : 0;
@@ -27,25 +43,25 @@ static struct projected project(struct hs_build * b, int il, const struct hs_lay
         struct ggml_tensor * all;
         hs_build_linears(b, in, &w->qkv, 1, &all);
         if (n_gate) hs_build_linears(b, in, gates, n_gate, r.gate);
-        const size_t e = ggml_element_size(all), n_q = (size_t) (dk * l->n_head), n_k = (size_t) (dk * l->n_head_kv);
-        r.q = ggml_view_3d(ctx, all, dk, l->n_head, n, e * (size_t) dk, all->nb[1], 0);
-        r.k = ggml_view_3d(ctx, all, dk, l->n_head_kv, n, e * (size_t) dk, all->nb[1], e * n_q);
-        r.v = ggml_cont(ctx, ggml_view_3d(ctx, all, dv, l->n_head_kv, n, e * (size_t) dv, all->nb[1], e * (n_q + n_k)));
+        const int64_t n_q = dk * l->n_head, n_k = dk * l->n_head_kv;
+        r.q = heads(b, all, dk, l->n_head, 0);
+        r.k = heads(b, all, dk, l->n_head_kv, n_q);
+        r.v = contiguous(b, heads(b, all, dv, l->n_head_kv, n_q + n_k));
     } else {
         const struct hs_linear all[5] = { w->q, w->k, w->v, gates[0], gates[1] };
         struct ggml_tensor * out[5];
         hs_build_linears(b, in, all, 3 + n_gate, out);
         for (int i = 0; i < n_gate; i++) r.gate[i] = out[3 + i];
-        r.q = ggml_reshape_3d(ctx, out[0], dk, l->n_head, n);
-        r.k = ggml_reshape_3d(ctx, out[1], dk, l->n_head_kv, n);
-        r.v = ggml_reshape_3d(ctx, out[2], dv, l->n_head_kv, n);
+        r.q = heads(b, out[0], dk, l->n_head, 0);
+        r.k = heads(b, out[1], dk, l->n_head_kv, 0);
+        r.v = contiguous(b, heads(b, out[2], dv, l->n_head_kv, 0));
     }
     if (w->q_norm) {
         r.q = hs_build_norm(b, r.q, w->q_norm);
         r.k = hs_build_norm(b, r.k, w->k_norm);
     }
-    r.q = hs_named(rope(b, l, r.q), "Qcur", il);
-    r.k = hs_named(rope(b, l, r.k), "Kcur", il);
+    r.q = hs_named(rope(b, il, l, r.q), "Qcur", il);
+    r.k = hs_named(rope(b, il, l, r.k), "Kcur", il);
     if (b->model->hp.value_scale != 1.0f) r.v = ggml_scale(ctx, r.v, b->model->hp.value_scale);
     hs_named(r.v, "Vcur", il);
     return r;
@@ -96,7 +112,7 @@ static struct ggml_tensor * attend_sparse(struct hs_build * b, int il, const str
         a.win_k = b->kv->k[il];
         a.win_v = b->kv->v[il];
     }
-    if (c->gate[0]) a.gates = hs_named(ggml_concat(b->ctx, c->gate[0], c->gate[1], 0), "gates", il);
+    if (c->gate[0]) a.gates = hs_named(gates_of(b, c->gate), "gates", il);
     return check(b, hs_attn_sparse(b->ctx, b->impl, p, &a));
 }
 

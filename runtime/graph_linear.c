@@ -1,5 +1,6 @@
 // Weights times activations. Packed weights go to our own op: several matrices that share their input in one node, with the norm before them and the
-// residual sum behind (in a plain graph, which shows every stage, norm and sum are nodes of their own). All other weights go to ggml's products.
+// residual sum behind (in a plain graph, which shows every stage, norm and sum are nodes of their own). All other weights go to ggml's products; on a GPU
+// those that the loader joined (weights_load.h) by one product, whose parts are views.
 #include "graph.h"
 
 #include "status.h"
@@ -52,8 +53,14 @@ void hs_build_linears(struct hs_build * b, struct hs_input * in, const struct hs
     struct ggml_tensor * w[HS_LINEAR_MAX] = { NULL };
     for (int i = 0; i < n; i++) w[i] = l[i].w;
     const bool done = packed(b, args_of(b, in, w, n), false, out);
+    struct ggml_tensor * all = NULL; // the product of the joined matrix that w[i] is a part of
     for (int i = 0; i < n; i++) {
-        if (!done) out[i] = product(b, w[i], hs_build_input(b, in));
+        if (!done && w[i]->view_src) {
+            if (!all) all = product(b, w[i]->view_src, hs_build_input(b, in));
+            out[i] = ggml_view_2d(b->ctx, all, w[i]->ne[1], all->ne[1], all->nb[1], w[i]->view_offs / w[i]->nb[1] * all->nb[0]);
+        } else if (!done) {
+            out[i] = product(b, w[i], hs_build_input(b, in));
+        }
         if (l[i].b) out[i] = ggml_add(b->ctx, out[i], l[i].b);
     }
 }

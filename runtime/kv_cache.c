@@ -21,42 +21,62 @@ static bool cache_shape(const struct hs_layer * l, bool is_v, int32_t page_size,
     return true;
 }
 
-static uint64_t cache_bytes(enum ggml_type type, const int64_t ne[4]) { return (uint64_t) ggml_row_size(type, ne[0]) * (uint64_t) (ne[1] * ne[2] * ne[3]); }
-
-void hs_kv_bytes(const struct hs_layer_plan * plan, const struct hs_kv_shape * s, ggml_backend_buffer_type_t buft, struct hs_kv_bytes * out) {
-    memset(out, 0, sizeof *out);
+// Bytes of a cache in a buffer of this type, padded as the allocator pads (CUDA adds to rows of quantised types).
+static uint64_t cache_bytes(ggml_backend_buffer_type_t buft, enum ggml_type type, const int64_t ne[4]) {
+    struct ggml_tensor t = { .type = type };
+    for (int i = 0; i < 4; i++) t.ne[i] = ne[i];
+    t.nb[0] = ggml_type_size(type);
+    t.nb[1] = ggml_row_size(type, ne[0]);
+    t.nb[2] = t.nb[1] * (size_t) ne[1];
+    t.nb[3] = t.nb[2] * (size_t) ne[2];
     const uint64_t align = ggml_backend_buft_get_alignment(buft);
-    out->n_pages = pages_for(s->n_ctx, plan->page_size);
+    return (ggml_backend_buft_get_alloc_size(buft, &t) + align - 1) / align * align;
+}
+
+static int32_t ring_size(const struct hs_layer_plan * plan, const struct hs_kv_shape * s) {
     for (int32_t il = 0; il < plan->n_layer; il++) { // a forced window (oracle mode) lies in pages: no ring, nothing to restore on a rewind
-        if (plan->layers[il].owns_ring) out->ring_size = plan->window - 1 + s->n_ubatch;
+        if (plan->layers[il].owns_ring) return plan->window - 1 + s->n_ubatch;
     }
+    return 0;
+}
+
+uint64_t hs_kv_layer_bytes(const struct hs_layer_plan * plan, const struct hs_kv_shape * s, int32_t il, ggml_backend_buffer_type_t buft) {
+    uint64_t bytes = 0;
+    for (int is_v = 0; is_v < 2; is_v++) {
+        int64_t ne[4];
+        if (cache_shape(&plan->layers[il], is_v, plan->page_size, pages_for(s->n_ctx, plan->page_size), ring_size(plan, s), s->n_seq, ne)) {
+            bytes += cache_bytes(buft, is_v ? s->type_v : s->type_k, ne);
+        }
+    }
+    return bytes;
+}
+
+static int32_t device_of(const struct hs_placement * placement, int32_t il) { return placement ? placement->layer[il] : HS_ON_CPU; }
+
+void hs_kv_bytes(const struct hs_layer_plan * plan, const struct hs_kv_shape * s, const struct hs_placement * placement, struct hs_kv_bytes * out) {
+    memset(out, 0, sizeof *out);
+    out->n_pages = pages_for(s->n_ctx, plan->page_size);
+    out->ring_size = ring_size(plan, s);
     for (int32_t il = 0; il < plan->n_layer; il++) {
         const struct hs_layer * l = &plan->layers[il];
-        for (int is_v = 0; is_v < 2; is_v++) {
-            const enum ggml_type type = is_v ? s->type_v : s->type_k;
-            const int32_t d = is_v ? l->head_dim_v : l->head_dim_k;
-            out->full_attention_per_token += ggml_row_size(type, d) * (uint64_t) l->n_head_kv;
-            int64_t ne[4];
-            if (!cache_shape(l, is_v, plan->page_size, out->n_pages, out->ring_size, s->n_seq, ne)) continue;
-            const uint64_t padded = (cache_bytes(type, ne) + align - 1) / align * align;
-            *(l->owns_pages ? &out->pages : &out->rings) += padded;
-            if (!l->owns_pages) continue;
-            out->per_token += ggml_row_size(type, d) * (uint64_t) l->n_head_kv;
-        }
+        const uint64_t token = (ggml_row_size(s->type_k, l->head_dim_k) + ggml_row_size(s->type_v, l->head_dim_v)) * (uint64_t) l->n_head_kv;
+        out->full_attention_per_token += token;
+        *(l->owns_pages ? &out->pages : &out->rings) += hs_kv_layer_bytes(plan, s, il, hs_device_buft(device_of(placement, il)));
+        if (l->owns_pages) out->per_token += token;
     }
     out->page = out->per_token * (uint64_t) plan->page_size;
 }
 
-// K and V tensors of the layers with pages (or with rings), in a buffer of their own so that the allocator's figure can be read.
-static int alloc_caches(struct hs_kv * kv, bool pages, ggml_backend_buffer_type_t buft, ggml_backend_buffer_t * buf, hs_error * err) {
+// K and V tensors of the layers with pages (or with rings) that lie on one device, in a buffer of their own so that the allocator's figure can be read.
+static int alloc_caches(struct hs_kv * kv, bool pages, int32_t device, hs_error * err) {
     struct ggml_init_params ip = { .mem_size = ggml_tensor_overhead() * (size_t) (2 * kv->plan->n_layer + 1), .no_alloc = true };
     struct ggml_context * ctx = ggml_init(ip);
     if (!ctx) return hs_fail(err, HS_E_MEMORY, "KV cache: cannot allocate %zu bytes for headers", ip.mem_size);
-    bool any = false;
+    kv->ctxs[kv->n_ctxs++] = ctx;
+    uint64_t bytes = 0;
     for (int32_t il = 0; il < kv->plan->n_layer; il++) {
         const struct hs_layer * l = &kv->plan->layers[il];
-        if (pages ? !l->owns_pages : !l->owns_ring) continue;
-        any = true;
+        if ((pages ? !l->owns_pages : !l->owns_ring) || device_of(kv->placement, il) != device) continue;
         for (int is_v = 0; is_v < 2; is_v++) {
             int64_t ne[4];
             cache_shape(l, is_v, kv->page_size, kv->n_pages, kv->ring_size, kv->shape.n_seq, ne);
@@ -64,26 +84,26 @@ static int alloc_caches(struct hs_kv * kv, bool pages, ggml_backend_buffer_type_
             ggml_format_name(t, "%s_%s-%d", is_v ? "v" : "k", pages ? "pages" : "ring", il);
             (is_v ? kv->v : kv->k)[il] = t;
         }
+        bytes += hs_kv_layer_bytes(kv->plan, &kv->shape, il, hs_device_buft(device));
     }
-    if (any) {
-        *buf = ggml_backend_alloc_ctx_tensors_from_buft(ctx, buft);
-        if (!*buf) {
-            struct hs_kv_bytes b;
-            hs_kv_bytes(kv->plan, &kv->shape, buft, &b);
-            ggml_free(ctx);
-            return hs_fail(err, HS_E_MEMORY, "KV %s: cannot allocate %llu bytes (n_ctx %d, n_seq %d)", pages ? "pages" : "rings",
-                (unsigned long long) (pages ? b.pages : b.rings), kv->shape.n_ctx, kv->shape.n_seq);
-        }
+    if (bytes == 0) return HS_OK;
+    ggml_backend_buffer_t buf = ggml_backend_alloc_ctx_tensors_from_buft(ctx, hs_device_buft(device));
+    if (!buf) {
+        uint64_t free_bytes, total;
+        hs_device_free_memory(device, &free_bytes, &total);
+        return hs_fail(err, HS_E_MEMORY, "KV %s: cannot allocate %llu bytes on %s, %llu of %llu are free (n_ctx %d, n_seq %d)", pages ? "pages" : "rings",
+            (unsigned long long) bytes, hs_device_name(device), (unsigned long long) free_bytes, (unsigned long long) total, kv->shape.n_ctx, kv->shape.n_seq);
     }
-    *(pages ? &kv->ctx : &kv->ctx_rings) = ctx;
+    (pages ? kv->pages_buf : kv->rings_buf)[1 + device] = buf;
     return HS_OK;
 }
 
-int hs_kv_new(const struct hs_layer_plan * plan, const struct hs_kv_shape * shape, ggml_backend_buffer_type_t buft, struct hs_kv * kv, hs_error * err) {
+int hs_kv_new(const struct hs_layer_plan * plan, const struct hs_kv_shape * shape, const struct hs_placement * placement, struct hs_kv * kv, hs_error * err) {
     memset(kv, 0, sizeof *kv);
     struct hs_kv_bytes bytes;
-    hs_kv_bytes(plan, shape, buft, &bytes);
+    hs_kv_bytes(plan, shape, placement, &bytes);
     kv->plan = plan;
+    kv->placement = placement;
     kv->shape = *shape;
     kv->page_size = plan->page_size;
     kv->n_pages = bytes.n_pages;
@@ -104,8 +124,11 @@ int hs_kv_new(const struct hs_layer_plan * plan, const struct hs_kv_shape * shap
     }
     int rc = ok ? HS_OK : hs_fail(err, HS_E_MEMORY, "KV cache: cannot allocate tables for %d pages and %d sequences", kv->n_pages, shape->n_seq);
     for (int32_t i = 0; ok && i < kv->n_pages; i++) kv->free_list[kv->n_free++] = kv->n_pages - 1 - i; // low pages first
-    if (rc == HS_OK) rc = alloc_caches(kv, true, buft, &kv->pages_buf, err);
-    if (rc == HS_OK) rc = alloc_caches(kv, false, buft, &kv->rings_buf, err);
+    for (int32_t i = -1; rc == HS_OK && i < (placement ? placement->n_gpus : 0); i++) {
+        const int32_t device = i < 0 ? HS_ON_CPU : placement->gpus[i];
+        rc = alloc_caches(kv, true, device, err);
+        if (rc == HS_OK) rc = alloc_caches(kv, false, device, err);
+    }
     if (rc == HS_OK) {
         kv->checkpoint_bytes = hs_kv_checkpoint_bytes(kv);
         size_t most = 1;
@@ -134,10 +157,11 @@ void hs_kv_free(struct hs_kv * kv) {
     free(kv->free_list);
     free(kv->table);
     free(kv->staging);
-    if (kv->pages_buf) ggml_backend_buffer_free(kv->pages_buf);
-    if (kv->rings_buf) ggml_backend_buffer_free(kv->rings_buf);
-    if (kv->ctx) ggml_free(kv->ctx);
-    if (kv->ctx_rings) ggml_free(kv->ctx_rings);
+    for (int i = 0; i <= HS_MAX_DEVICES; i++) {
+        if (kv->pages_buf[i]) ggml_backend_buffer_free(kv->pages_buf[i]);
+        if (kv->rings_buf[i]) ggml_backend_buffer_free(kv->rings_buf[i]);
+    }
+    for (int32_t i = 0; i < kv->n_ctxs; i++) ggml_free(kv->ctxs[i]);
     memset(kv, 0, sizeof *kv);
 }
 
@@ -169,8 +193,8 @@ static void copy_slabs(struct hs_kv * kv, bool pages, int32_t src, int32_t dst) 
 static void grow_pages(struct hs_kv * kv) {
     if (kv->huge_pages || (int64_t) (kv->n_pages - kv->n_free) * kv->page_size < HUGE_PAGES_FROM) return;
     kv->huge_pages = true;
-    if (kv->pages_buf) hs_buffer_move_to_huge_pages(kv->pages_buf);
-    if (kv->rings_buf) hs_buffer_move_to_huge_pages(kv->rings_buf);
+    if (kv->pages_buf[1 + HS_ON_CPU]) hs_buffer_move_to_huge_pages(kv->pages_buf[1 + HS_ON_CPU]);
+    if (kv->rings_buf[1 + HS_ON_CPU]) hs_buffer_move_to_huge_pages(kv->rings_buf[1 + HS_ON_CPU]);
 }
 
 int hs_kv_reserve(struct hs_kv * kv, int32_t seq, int32_t n, hs_error * err) {

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "ggml-backend.h"
-#include "layer_plan.h"
+#include "placement.h"
 
 struct hs_kv_shape {
     int32_t n_ctx, n_seq, n_ubatch;
@@ -25,6 +25,7 @@ struct hs_kv_seq {
 
 struct hs_kv {
     const struct hs_layer_plan * plan;
+    const struct hs_placement * placement;             // the model's
     struct hs_kv_shape shape;
     int32_t page_size, n_pages, ring_size;             // P, pool size, R = w - 1 + n_ubatch (0: no rings)
     struct ggml_tensor ** k, ** v;                     // [n_layer]: pages or ring of that layer, NULL where it owns neither
@@ -35,16 +36,19 @@ struct hs_kv {
     size_t checkpoint_bytes;                           // of one checkpoint
     int64_t n_checkpoints_live;
     uint8_t * staging; size_t staging_size;            // for page copies
-    struct ggml_context * ctx, * ctx_rings;
-    ggml_backend_buffer_t pages_buf, rings_buf;        // NULL when the plan has none
+    struct ggml_context * ctxs[2 * (HS_MAX_DEVICES + 1)]; int32_t n_ctxs;
+    ggml_backend_buffer_t pages_buf[HS_MAX_DEVICES + 1], rings_buf[HS_MAX_DEVICES + 1]; // [1 + device]; NULL where none lie
     bool huge_pages;                                   // the system's huge pages lie behind them
 };
 
-// Bytes from the plan alone; what hs_kv_new allocates. page_bytes counts all layers' K and V of one page.
+// Bytes from the plan alone; what hs_kv_new allocates. page_bytes counts all layers' K and V of one page. placement NULL: all on the CPU.
 struct hs_kv_bytes { uint64_t pages, rings, page, per_token, full_attention_per_token; int32_t n_pages, ring_size; };
-void hs_kv_bytes(const struct hs_layer_plan * plan, const struct hs_kv_shape * shape, ggml_backend_buffer_type_t buft, struct hs_kv_bytes * out);
+void hs_kv_bytes(const struct hs_layer_plan * plan, const struct hs_kv_shape * shape, const struct hs_placement * placement, struct hs_kv_bytes * out);
+// K and V that a layer owns (0: none), as buffers of this type hold them.
+uint64_t hs_kv_layer_bytes(const struct hs_layer_plan * plan, const struct hs_kv_shape * shape, int32_t il, ggml_backend_buffer_type_t buft);
 
-int  hs_kv_new(const struct hs_layer_plan * plan, const struct hs_kv_shape * shape, ggml_backend_buffer_type_t buft, struct hs_kv * out, hs_error * err);
+// A layer's caches lie where the layer lies. HS_E_MEMORY says what was asked for and what is free.
+int  hs_kv_new(const struct hs_layer_plan * plan, const struct hs_kv_shape * shape, const struct hs_placement * placement, struct hs_kv * out, hs_error * err);
 void hs_kv_free(struct hs_kv * kv);
 
 // Make positions len .. len+n-1 of a sequence writable: pages exist and belong to it alone. HS_E_FULL; the sequence is as before then.

@@ -9,7 +9,7 @@
 #include "status.h"
 
 hs_model_params hs_model_default_params(void) {
-    return (hs_model_params) { .use_mmap = true, .repack = true };
+    return (hs_model_params) { .use_mmap = true, .repack = true, .n_gpu_layers = -1 };
 }
 
 // Hyperparameters, plan and tensor table, plus the first bytes of each tensor: two fine-tunes of one shape differ.
@@ -120,8 +120,9 @@ static int load(struct hs_model * m, const char * path, const hs_model_params * 
     const struct hs_oracle_request rq = { .full_layers = p->oracle == 2 ? p->oracle_full_layers : NULL, .n_full_layers = p->n_oracle_full_layers,
         .block_size = p->oracle_block_size, .top_k_tokens = p->oracle_top_k_tokens, .window = p->oracle_window };
     HS_TRY(hs_layer_plan_build(&m->hp, p->oracle ? &rq : NULL, &m->plan, err));
+    HS_TRY(hs_placement_make(m->gguf, &m->hp, &m->plan, p, &m->placement, err));
     const struct hs_weights_params wp = { .repack = p->repack, .check = p->check_tensors, .progress = p->progress, .progress_user = p->progress_user };
-    HS_TRY(hs_weights_load(m->gguf, &m->hp, &m->plan, &wp, &m->weights, err));
+    HS_TRY(hs_weights_load(m->gguf, &m->hp, &m->plan, &m->placement, &wp, &m->weights, err));
     HS_TRY(check_vocab(m, err));
     HS_TRY(compute_fingerprint(m, err));
     const char * s = NULL; size_t n = 0;
@@ -161,7 +162,8 @@ void hs_model_info_get(const hs_model * m, hs_model_info * out) {
     *out = (hs_model_info) { .arch = hs_arch_name(hp->arch), .name = m->name, .ftype = m->ftype, .n_layer = hp->n_layer, .n_embd = hp->n_embd,
         .n_vocab = hp->n_vocab, .n_head = hp->n_head[0], .n_ctx_train = hp->n_ctx_train, .n_expert = hp->moe.n_expert, .n_expert_used = hp->moe.n_expert_used,
         .block_size = m->plan.block_size, .top_k_blocks = m->plan.top_k, .window = m->plan.window, .oracle = m->plan.oracle,
-        .n_params = m->weights.n_params, .weight_bytes = m->weights.bytes, .fingerprint = m->fingerprint };
+        .n_params = m->weights.n_params, .weight_bytes = m->weights.bytes, .fingerprint = m->fingerprint,
+        .n_gpu_layers = m->placement.n_gpu_layers, .placement = m->placement.text };
 }
 
 int hs_model_layer(const hs_model * m, int32_t il, hs_layer_info * out) {
@@ -173,6 +175,7 @@ int hs_model_layer(const hs_model * m, int32_t il, hs_layer_info * out) {
         .local = hs_local_name(l->local), .emits_scores = l->emits_scores, .owns_pages = l->owns_pages, .owns_ring = l->owns_ring,
         .window = l->local != HS_LOCAL_NONE ? m->plan.window : 0, .n_head = l->n_head, .n_head_kv = l->n_head_kv, .head_dim_k = l->head_dim_k,
         .head_dim_v = l->head_dim_v, .n_rot = m->hp.rope[l->rope].n_rot, .gate = hs_gate_name(l->gate), .sinks = w->sinks != NULL,
-        .sparse_sinks = two_sinks, .qk_norm = w->q_norm != NULL, .moe = l->moe, .rope_freq_base = m->hp.rope[l->rope].freq_base };
+        .sparse_sinks = two_sinks, .qk_norm = w->q_norm != NULL, .moe = l->moe, .rope_freq_base = m->hp.rope[l->rope].freq_base,
+        .device = hs_device_name(m->placement.layer[il]), .cpu_moe = m->placement.cpu_moe[il] };
     return HS_OK;
 }

@@ -7,8 +7,14 @@ target_include_directories(hs_runtime PUBLIC "${HS_RUNTIME_DIR}/include" "${HS_R
 target_compile_definitions(hs_runtime PRIVATE HS_VERSION="${PROJECT_VERSION}")
 target_link_libraries(hs_runtime PUBLIC hs_ops ggml Threads::Threads PRIVATE hysparse_flags)
 
+set(HS_ALL_OBJECTS $<TARGET_OBJECTS:hs_runtime> $<TARGET_OBJECTS:hs_ops>)
+if(HYSPARSE_CUDA)
+    target_link_libraries(hs_runtime PUBLIC hs_cuda)
+    list(APPEND HS_ALL_OBJECTS $<TARGET_OBJECTS:hs_cuda>)
+endif()
+
 # Only the functions of hysparse.h leave the library: ggml's symbols must not meet those of another ggml in the same process.
-add_library(hysparse SHARED $<TARGET_OBJECTS:hs_runtime> $<TARGET_OBJECTS:hs_ops>)
+add_library(hysparse SHARED ${HS_ALL_OBJECTS})
 target_include_directories(hysparse PUBLIC "${HS_RUNTIME_DIR}/include")
 target_link_libraries(hysparse PRIVATE ggml Threads::Threads m)
 if(APPLE)

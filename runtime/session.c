@@ -1,6 +1,7 @@
 // Making a session and running tokens through it in ubatches.
 #include "session.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
@@ -28,9 +29,9 @@ static int in_range(const char * arg, int64_t v, int64_t min, int64_t max, hs_er
     return HS_OK;
 }
 
-int hs_session_resolve(const struct hs_model * m, const hs_session_params * p, hs_session_params * out, struct hs_kv_shape * shape, hs_error * err) {
+int hs_session_resolve(const struct hs_hparams * hp, const hs_session_params * p, hs_session_params * out, struct hs_kv_shape * shape, hs_error * err) {
     *out = *p;
-    if (out->n_ctx == 0) out->n_ctx = m->hp.n_ctx_train;
+    if (out->n_ctx == 0) out->n_ctx = hp->n_ctx_train;
     HS_TRY(in_range("n_ctx", out->n_ctx, 1, 1 << 30, err));
     HS_TRY(in_range("n_seq", out->n_seq, 1, 4096, err));
     HS_TRY(in_range("n_batch", out->n_batch, 1, 1 << 20, err));
@@ -59,6 +60,21 @@ static bool should_abort(void * user) { return atomic_load(&((struct hs_session 
 
 void hs_session_cancel(hs_session * s) { atomic_store(&s->cancel, true); }
 
+// HS_E_MEMORY with what is free on each GPU.
+static int out_of_memory(const struct hs_session * s, const char * what, hs_error * err) {
+    const struct hs_placement * at = &s->model->placement;
+    char gpus[512] = "";
+    size_t n = 0;
+    for (int32_t i = 0; i < at->n_gpus && n < sizeof gpus - 96; i++) {
+        uint64_t free_bytes, total;
+        hs_device_free_memory(at->gpus[i], &free_bytes, &total);
+        n += (size_t) snprintf(gpus + n, sizeof gpus - n, "; %s has %llu of %llu bytes free", hs_device_name(at->gpus[i]), (unsigned long long) free_bytes,
+            (unsigned long long) total);
+    }
+    return hs_fail(err, HS_E_MEMORY, "%s: cannot allocate the memory for %d tokens at once (n_ubatch %d, n_ctx %d)%s", what,
+        s->graph.n_tokens ? s->graph.n_tokens : s->params.n_ubatch, s->params.n_ubatch, s->params.n_ctx, gpus);
+}
+
 // The graph of this shape, ready for its inputs: the present one, or a new one in the same memory.
 static int prepare_graph(struct hs_session * s, int32_t n_tokens, int32_t n_out, bool reserve, hs_error * err) {
     const bool plain = s->capture != NULL;
@@ -73,10 +89,7 @@ static int prepare_graph(struct hs_session * s, int32_t n_tokens, int32_t n_out,
         .params = s->op_params, .selection = s->selection, .plain = plain, .err = err };
     struct hs_graph g;
     HS_TRY(hs_graph_build(&b, n_tokens, n_out, &g));
-    if (!(reserve ? ggml_backend_sched_reserve(s->sched, g.gf) : ggml_backend_sched_alloc_graph(s->sched, g.gf))) {
-        return hs_fail(err, HS_E_MEMORY, "compute buffers: cannot allocate the memory for %d tokens at once (n_ubatch %d, n_ctx %d)", n_tokens,
-            s->params.n_ubatch, s->params.n_ctx);
-    }
+    if (!(reserve ? ggml_backend_sched_reserve(s->sched, g.gf) : ggml_backend_sched_alloc_graph(s->sched, g.gf))) return out_of_memory(s, "compute buffers", err);
     if (!reserve) s->graph = g;
     return HS_OK;
 }
@@ -104,14 +117,15 @@ static int alloc_scratch(struct hs_session * s, hs_error * err) {
 
 static int init(struct hs_session * s, const hs_session_params * p, hs_error * err) {
     struct hs_kv_shape shape;
-    HS_TRY(hs_session_resolve(s->model, p, &s->params, &shape, err));
-    HS_TRY(hs_backends_new(p->n_threads, p->n_threads_batch, &s->backends, err));
+    HS_TRY(hs_session_resolve(&s->model->hp, p, &s->params, &shape, err));
+    const struct hs_placement * at = &s->model->placement;
+    HS_TRY(hs_backends_new(p->n_threads, p->n_threads_batch, at->gpus, at->n_gpus, &s->backends, err));
     s->params.n_threads = s->backends.n_threads;
     s->params.n_threads_batch = s->backends.n_threads_batch;
     hs_backends_set_abort(&s->backends, should_abort, s);
-    HS_TRY(hs_kv_new(&s->model->plan, &shape, hs_cpu_buft(), &s->kv, err));
+    HS_TRY(hs_kv_new(&s->model->plan, &shape, at, &s->kv, err));
     HS_TRY(alloc_scratch(s, err));
-    s->sched = ggml_backend_sched_new(s->backends.backend, NULL, s->backends.n, hs_graph_max_nodes(s->model) * 2, false, false);
+    s->sched = ggml_backend_sched_new(s->backends.backend, NULL, s->backends.n, hs_graph_max_nodes(s->model) * 2, false, at->n_gpus > 0);
     if (!s->sched) return hs_fail(err, HS_E_MEMORY, "session: cannot make a scheduler");
     return prepare_graph(s, s->params.n_ubatch, 1, true, err); // the largest graph sizes the compute buffers
 }
@@ -183,7 +197,7 @@ static int compute(struct hs_session * s, hs_error * err) {
     const enum ggml_status st = ggml_backend_sched_graph_compute(s->sched, s->graph.gf);
     if (atomic_load(&s->cancel) || st == GGML_STATUS_ABORTED) return hs_fail(err, HS_E_CANCELLED, "evaluation was cancelled");
     if (s->capture_failed) return hs_fail(err, HS_E_MEMORY, "capture: cannot allocate memory for a node's values");
-    if (st == GGML_STATUS_ALLOC_FAILED) return hs_fail(err, HS_E_MEMORY, "evaluation: the backend ran out of memory");
+    if (st == GGML_STATUS_ALLOC_FAILED) return out_of_memory(s, "evaluation", err);
     if (st != GGML_STATUS_SUCCESS) return hs_fail(err, HS_E_INTERNAL, "evaluation: the backend failed (%s)", ggml_status_to_string(st));
     return HS_OK;
 }
@@ -259,31 +273,4 @@ int hs_eval(hs_session * s, int32_t n, const int32_t * tokens, const int32_t * s
     }
     hs_session_leave(s);
     return rc == HS_OK ? hs_ok(err) : rc;
-}
-
-// --- memory ---------------------------------------------------------------------------------------------------------------------------
-
-static void fill_memory(const struct hs_model * m, const struct hs_kv_shape * shape, hs_memory * out) {
-    struct hs_kv_bytes b;
-    hs_kv_bytes(&m->plan, shape, hs_cpu_buft(), &b);
-    *out = (hs_memory) { .weights = m->weights.bytes, .pages = b.pages, .rings = b.rings, .page_bytes_per_token = b.per_token,
-        .ring_bytes_per_seq = shape->n_seq ? b.rings / (uint64_t) shape->n_seq : 0, .full_attention_bytes_per_token = b.full_attention_per_token,
-        .n_pages = b.n_pages, .page_size = m->plan.page_size };
-}
-
-int hs_memory_plan(const hs_model * m, const hs_session_params * p, hs_memory * out, hs_error * err) {
-    const hs_session_params defaults = hs_session_default_params();
-    hs_session_params resolved;
-    struct hs_kv_shape shape;
-    HS_TRY(hs_session_resolve(m, p ? p : &defaults, &resolved, &shape, err));
-    fill_memory(m, &shape, out);
-    return hs_ok(err);
-}
-
-void hs_session_memory(const hs_session * s, hs_memory * out) {
-    fill_memory(s->model, &s->kv.shape, out);
-    out->pages = s->kv.pages_buf ? ggml_backend_buffer_get_size(s->kv.pages_buf) : 0; // the allocator's own figures
-    out->rings = s->kv.rings_buf ? ggml_backend_buffer_get_size(s->kv.rings_buf) : 0;
-    for (int i = 0; i < s->backends.n; i++) out->compute += ggml_backend_sched_get_buffer_size(s->sched, s->backends.backend[i]);
-    out->checkpoints = (uint64_t) s->kv.n_checkpoints_live * s->kv.checkpoint_bytes;
 }

@@ -32,7 +32,7 @@ struct hs_session {
 };
 
 // Parameters with their defaults filled in and ranges checked.
-int hs_session_resolve(const struct hs_model * m, const hs_session_params * p, hs_session_params * out, struct hs_kv_shape * shape, hs_error * err);
+int hs_session_resolve(const struct hs_hparams * hp, const hs_session_params * p, hs_session_params * out, struct hs_kv_shape * shape, hs_error * err);
 
 // Enter a call: HS_E_BUSY when another thread is inside.
 int  hs_session_enter(struct hs_session * s, hs_error * err);

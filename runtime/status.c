@@ -36,6 +36,7 @@ static void ggml_to_log(enum ggml_log_level level, const char * text, void * use
     if (level >= GGML_LOG_LEVEL_DEBUG && level <= GGML_LOG_LEVEL_ERROR) {
         last = (int32_t) level; // ggml's numbers are ours
     }
+    if (strstr(text, "failed to initialize CUDA")) last = 2; // a build with CUDA on a machine without a driver: the CPU it is
     log_text(last, text);
 }
 

@@ -41,6 +41,9 @@ static int check_shape(struct hs_binder * b, const struct hs_gguf_tensor * t, in
     return HS_OK;
 }
 
+// Where a layer's tensors lie; those after the last layer (il -1) lie with the output.
+static int32_t device_of(const struct hs_binder * b, int il) { return il >= 0 ? b->placement->layer[il] : b->placement->output; }
+
 // A matrix (or a stack of experts): kept in the file's type.
 static int bind_matrix(struct hs_binder * b, const char * fmt, int il, int flags, int64_t ne0, int64_t ne1, int64_t ne2, struct ggml_tensor ** out) {
     int rc;
@@ -50,9 +53,13 @@ static int bind_matrix(struct hs_binder * b, const char * fmt, int il, int flags
     if (flags & BIND_LOOKUP ? ggml_get_type_traits(t->type)->to_float == NULL && t->type != GGML_TYPE_F32 : !hs_cpu_can_multiply(t->type)) {
         return hs_fail(b->err, HS_E_MODEL, "tensor %s: has type %s, expected a float or quantised weight type", t->name, ggml_type_name(t->type));
     }
+    const int32_t device = flags & BIND_LOOKUP || (flags & BIND_EXPERTS && b->placement->cpu_moe[il]) ? HS_ON_CPU : device_of(b, il);
+    if (device != HS_ON_CPU && hs_device_multiplies(device, hs_device_buft(device), t->type, t->ne, flags & BIND_EXPERTS)) {
+        return hs_binder_add(b, t, device, NULL, out);
+    }
     const bool repack = b->p->repack && !(flags & BIND_LOOKUP);
     if (repack && !(flags & BIND_EXPERTS) && hs_linear_is_fast(t->type) && hs_linear_can_pack(t->type, ne0, ne1)) return hs_binder_add_packed(b, t, out);
-    return hs_binder_add(b, t, repack ? hs_repack_buft(t->type, t->ne, flags & BIND_EXPERTS) : NULL, out);
+    return hs_binder_add(b, t, HS_ON_CPU, repack ? hs_repack_buft(t->type, t->ne, flags & BIND_EXPERTS) : NULL, out);
 }
 
 // A vector: f32 in memory whatever the file has.
@@ -61,7 +68,18 @@ static int bind_vector(struct hs_binder * b, const char * fmt, int il, int flags
     const struct hs_gguf_tensor * t = take(b, fmt, il, flags, &rc);
     if (!t) return rc;
     HS_TRY(check_shape(b, t, n, 1, 1));
-    return hs_binder_add_f32(b, t, out, n);
+    return hs_binder_add_f32(b, t, device_of(b, il), out, n);
+}
+
+// A small vector that layers on every device read.
+static int bind_rope_factors(struct hs_binder * b, const char * name, int64_t n, struct ggml_tensor ** out) {
+    int rc;
+    const struct hs_gguf_tensor * t = take(b, name, -1, BIND_OPTIONAL, &rc);
+    if (!t) return rc;
+    HS_TRY(check_shape(b, t, n, 1, 1));
+    HS_TRY(hs_binder_add_f32(b, t, HS_ON_CPU, &out[1 + HS_ON_CPU], n));
+    for (int32_t d = 0; d < b->placement->n_gpus; d++) HS_TRY(hs_binder_add_f32(b, t, b->placement->gpus[d], &out[1 + b->placement->gpus[d]], n));
+    return HS_OK;
 }
 
 static int bind_linear(struct hs_binder * b, const char * stem, int il, int flags, int64_t n_in, int64_t n_out, struct hs_linear * out) {
@@ -90,7 +108,27 @@ static int bind_sinks(struct hs_binder * b, int il, const struct hs_layer * l, s
     if (window) HS_TRY(check_shape(b, window, l->n_head, 1, 1));
     b->w->has_sinks = b->w->has_sinks || window;
     b->w->has_sparse_sinks = b->w->has_sparse_sinks || global;
-    return hs_binder_add_sinks(b, global, window, l->n_head, &w->sinks);
+    return hs_binder_add_sinks(b, global, window, device_of(b, il), l->n_head, &w->sinks);
+}
+
+// What reads the normed input: q, k and v (or the three in one) and the gates.
+static int bind_projections(struct hs_binder * b, int il, const struct hs_layer * l, int64_t n_q, int64_t n_k, int64_t n_v, struct hs_layer_weights * w) {
+    static const char * const joinable[] = { "attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_gate_sparse.weight", "attn_gate_swa.weight" };
+    const int64_t n_embd = b->hp->n_embd;
+    HS_TRY(bind_linear(b, "attn_qkv", il, BIND_OPTIONAL, n_embd, n_q + n_k + n_v, &w->qkv));
+    if (!w->qkv.w) {
+        HS_TRY(hs_binder_join(b, joinable, l->gate != HS_GATE_NONE ? 5 : 3, il, device_of(b, il)));
+        HS_TRY(bind_linear(b, "attn_q", il, 0, n_embd, n_q, &w->q));
+        HS_TRY(bind_linear(b, "attn_k", il, 0, n_embd, n_k, &w->k));
+        HS_TRY(bind_linear(b, "attn_v", il, 0, n_embd, n_v, &w->v));
+    }
+    if (l->gate != HS_GATE_NONE) {
+        const int64_t n_gate = l->gate == HS_GATE_HEAD ? l->n_head : (int64_t) l->n_head * l->head_dim_v;
+        HS_TRY(bind_matrix(b, "attn_gate_sparse.weight", il, 0, n_embd, n_gate, 1, &w->gate_sparse));
+        HS_TRY(bind_matrix(b, "attn_gate_swa.weight", il, 0, n_embd, n_gate, 1, &w->gate_swa));
+    }
+    hs_binder_end_join(b);
+    return HS_OK;
 }
 
 static int bind_attention(struct hs_binder * b, int il, const struct hs_layer_plan * plan, struct hs_layer_weights * w) {
@@ -98,12 +136,7 @@ static int bind_attention(struct hs_binder * b, int il, const struct hs_layer_pl
     const int64_t n_embd = b->hp->n_embd, n_q = (int64_t) l->n_head * l->head_dim_k;
     const int64_t n_k = (int64_t) l->n_head_kv * l->head_dim_k, n_v = (int64_t) l->n_head_kv * l->head_dim_v, n_o = (int64_t) l->n_head * l->head_dim_v;
     HS_TRY(bind_vector(b, "attn_norm.weight", il, 0, n_embd, &w->attn_norm));
-    HS_TRY(bind_linear(b, "attn_qkv", il, BIND_OPTIONAL, n_embd, n_q + n_k + n_v, &w->qkv));
-    if (!w->qkv.w) {
-        HS_TRY(bind_linear(b, "attn_q", il, 0, n_embd, n_q, &w->q));
-        HS_TRY(bind_linear(b, "attn_k", il, 0, n_embd, n_k, &w->k));
-        HS_TRY(bind_linear(b, "attn_v", il, 0, n_embd, n_v, &w->v));
-    }
+    HS_TRY(bind_projections(b, il, l, n_q, n_k, n_v, w));
     HS_TRY(bind_linear(b, "attn_output", il, 0, n_o, n_embd, &w->o));
     HS_TRY(bind_vector(b, "attn_q_norm.weight", il, BIND_OPTIONAL, l->head_dim_k, &w->q_norm));
     HS_TRY(bind_vector(b, "attn_k_norm.weight", il, BIND_OPTIONAL, l->head_dim_k, &w->k_norm));
@@ -111,11 +144,6 @@ static int bind_attention(struct hs_binder * b, int il, const struct hs_layer_pl
     if (b->hp->arch == HS_ARCH_QWEN3 && !w->q_norm) return hs_fail(b->err, HS_E_MODEL, "tensor blk.%d.attn_q_norm.weight: missing, expected in a qwen3 model", il);
     b->w->has_qk_norm = b->w->has_qk_norm || w->q_norm;
     HS_TRY(bind_sinks(b, il, l, w));
-    if (l->gate != HS_GATE_NONE) {
-        const int64_t n_gate = l->gate == HS_GATE_HEAD ? l->n_head : (int64_t) l->n_head * l->head_dim_v;
-        HS_TRY(bind_matrix(b, "attn_gate_sparse.weight", il, 0, n_embd, n_gate, 1, &w->gate_sparse));
-        HS_TRY(bind_matrix(b, "attn_gate_swa.weight", il, 0, n_embd, n_gate, 1, &w->gate_swa));
-    }
     return HS_OK;
 }
 
@@ -157,7 +185,7 @@ static int bind_model(struct hs_binder * b, const struct hs_layer_plan * plan) {
     for (int s = 0; s < HS_ROPE_COUNT; s++) {
         char name[64];
         snprintf(name, sizeof name, "rope_freqs%s.weight", hs_rope_suffix((enum hs_rope_set) s));
-        if (hp->rope[s].factors_of == s) HS_TRY(bind_vector(b, name, -1, BIND_OPTIONAL, hp->rope[s].n_rot / 2, &w->rope_factors[s]));
+        if (hp->rope[s].factors_of == s) HS_TRY(bind_rope_factors(b, name, hp->rope[s].n_rot / 2, w->rope_factors[s]));
     }
     for (int il = 0; il < hp->n_layer; il++) {
         HS_TRY(bind_attention(b, il, plan, &w->layers[il]));
@@ -178,11 +206,11 @@ static int check_all_used(struct hs_binder * b) {
     return HS_OK;
 }
 
-int hs_weights_load(const hs_gguf * g, struct hs_hparams * hp, const struct hs_layer_plan * plan, const struct hs_weights_params * p,
-                    struct hs_weights * out, hs_error * err) {
+int hs_weights_load(const hs_gguf * g, struct hs_hparams * hp, const struct hs_layer_plan * plan, const struct hs_placement * placement,
+                    const struct hs_weights_params * p, struct hs_weights * out, hs_error * err) {
     struct hs_binder b;
     memset(out, 0, sizeof *out);
-    int rc = hs_binder_init(&b, g, hp, p, out, err);
+    int rc = hs_binder_init(&b, g, hp, placement, p, out, err);
     if (rc == HS_OK) rc = bind_model(&b, plan);
     if (rc == HS_OK) rc = check_all_used(&b);
     if (rc == HS_OK) rc = hs_binder_load(&b);
@@ -199,3 +227,5 @@ void hs_weights_free(struct hs_weights * w) {
     free(w->layers);
     memset(w, 0, sizeof *w);
 }
+
+uint64_t hs_weights_bytes_on(const struct hs_weights * w, int32_t device) { return w->bytes_on[1 + device]; }

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "backend.h"
-#include "layer_plan.h"
+#include "placement.h"
 
 struct hs_linear { struct ggml_tensor * w, * b; };   // w [n_in, n_out]; b f32 [n_out] or NULL
 
@@ -23,9 +23,10 @@ struct hs_layer_weights {
 
 struct hs_weights {
     struct ggml_tensor * token_embd, * output_norm, * output;  // output: tied models get token_embd's data
-    struct ggml_tensor * rope_factors[HS_ROPE_COUNT];          // f32 [n_rot/2] or NULL
+    struct ggml_tensor * rope_factors[HS_ROPE_COUNT][HS_MAX_DEVICES + 1]; // f32 [n_rot/2] or NULL; a copy on each device in use, [1 + device]
     struct hs_layer_weights * layers;
     uint64_t n_params, bytes;                                  // bytes: of the tensors as bound (mapped and allocated)
+    uint64_t bytes_on[HS_MAX_DEVICES + 1];                     // the same by device, [1 + device]
     bool has_sinks, has_sparse_sinks, has_qk_norm;
 
     // storage
@@ -36,6 +37,7 @@ struct hs_weights {
 struct hs_weights_params { bool repack, check; bool (*progress)(float, void *); void * progress_user; };
 
 // Sets hp->n_vocab. HS_E_MODEL (a tensor missing, unknown, of a wrong type or shape), HS_E_MEMORY, HS_E_IO, HS_E_CANCELLED; *out is empty then.
-int  hs_weights_load(const hs_gguf * g, struct hs_hparams * hp, const struct hs_layer_plan * plan, const struct hs_weights_params * p,
-    struct hs_weights * out, hs_error * err);
+int  hs_weights_load(const hs_gguf * g, struct hs_hparams * hp, const struct hs_layer_plan * plan, const struct hs_placement * placement,
+    const struct hs_weights_params * p, struct hs_weights * out, hs_error * err);
 void hs_weights_free(struct hs_weights * w);
+uint64_t hs_weights_bytes_on(const struct hs_weights * w, int32_t device);

@@ -71,16 +71,28 @@ static int widen(struct filler * w, const struct hs_gguf_tensor * t, float * dst
     return HS_OK;
 }
 
+// A vector as f32, or the two rows of sinks.
+static int fill_vector(struct filler * w, const struct hs_bound * e, float * dst) {
+    const int64_t n = e->dst->ne[0];
+    if (!e->sinks) return widen(w, e->src, dst, n);
+    for (int64_t i = 0; i < 2 * n; i++) dst[i] = HS_SINK_ABSENT;
+    if (e->src)  HS_TRY(widen(w, e->src, dst, n));
+    if (e->src2) HS_TRY(widen(w, e->src2, dst + n, n));
+    return HS_OK;
+}
+
 static int fill(struct filler * w, const struct piece * p) {
     const struct hs_bound * e = p->e;
     if (e->to_f32 || e->sinks) {
-        const int64_t n = e->dst->ne[0];
-        float * dst = e->dst->data; // these lie in host memory
-        if (!e->sinks) return widen(w, e->src, dst, n);
-        for (int64_t i = 0; i < 2 * n; i++) dst[i] = HS_SINK_ABSENT;
-        if (e->src)  HS_TRY(widen(w, e->src, dst, n));
-        if (e->src2) HS_TRY(widen(w, e->src2, dst + n, n));
-        return HS_OK;
+        const size_t size = ggml_nbytes(e->dst);
+        const bool host = ggml_backend_buffer_is_host(e->dst->buffer);
+        float * dst = host ? e->dst->data : malloc(size);
+        if (!dst) return hs_fail(&w->err, HS_E_MEMORY, "tensor %s: cannot allocate %zu bytes", e->dst->name, size);
+        const int rc = fill_vector(w, e, dst);
+        if (host) return rc;
+        if (rc == HS_OK) ggml_backend_tensor_set(e->dst, dst, 0, size);
+        free(dst);
+        return rc;
     }
     if (e->place == HS_PLACE_MAPPED && !w->all->b->p->check) return HS_OK;
     const void * data;

@@ -3,7 +3,7 @@ set(HS_TESTS_DIR "${CMAKE_CURRENT_LIST_DIR}")
 
 # The same objects as libhysparse, linked statically, so that a test can also call what the library does not export.
 add_library(hs_test_lib INTERFACE)
-target_sources(hs_test_lib INTERFACE $<TARGET_OBJECTS:hs_runtime> $<TARGET_OBJECTS:hs_ops>)
+target_sources(hs_test_lib INTERFACE ${HS_ALL_OBJECTS})
 target_include_directories(hs_test_lib INTERFACE "${HS_RUNTIME_DIR}/include" "${HS_RUNTIME_DIR}" "${HS_OPS_DIR}")
 target_link_libraries(hs_test_lib INTERFACE hysparse_flags ggml Threads::Threads m)
 

@@ -1,9 +1,13 @@
 // The decorator: an ordinary CUDA backend whose device also claims our nodes, and whose graph_compute launches our kernels between runs of ordinary
-// nodes, on the same stream. ggml's own functions see their own context and device; nothing of ggml is changed.
+// nodes, on the same stream. ggml's own functions see their own context and device; nothing of ggml is changed. Small graphs (a decoded token) are captured
+// whole and replayed: capture.cu. An error inside, which ggml ends with abort(), comes back as a status.
 #include "hs_cuda.h"
 
+#include <cstdio>
+#include <mutex>
 #include <new>
 
+#include "capture.cuh"
 #include "ggml-backend-impl.h"
 #include "ggml-cuda.h"
 #include "ggml-impl.h"
@@ -16,6 +20,7 @@ struct device {
     ggml_backend_device dev;    // ggml's, with the functions below in place of those that look at our nodes or compare device pointers
     ggml_backend_dev_t inner;   // ggml's own
     ggml_backend_i iface;       // the backend's own functions
+    hs_replays replays;
 };
 
 device * of(ggml_backend_dev_t dev) { return reinterpret_cast<device *>(dev); }
@@ -40,6 +45,31 @@ bool offload_op(ggml_backend_dev_t dev, const ggml_tensor * node) {
 
 ggml_backend_event_t event_new(ggml_backend_dev_t dev) { return of(dev)->inner->iface.event_new(of(dev)->inner); }
 
+// ggml ends with abort() when a CUDA call fails, out of memory too. Inside guarded() that becomes an exception, and then false; anywhere else it stays.
+struct aborted {};
+thread_local bool guard = false;
+
+void on_abort(const char * message) {
+    if (guard) {
+        throw aborted {};
+    }
+    fprintf(stderr, "%s\n", message);
+}
+
+template <typename F> bool guarded(F f) {
+    static std::once_flag once;
+    std::call_once(once, [] { ggml_set_abort_callback(on_abort); });
+    guard = true;
+    bool ok = true;
+    try {
+        f();
+    } catch (const aborted &) {
+        ok = false;
+    }
+    guard = false;
+    return ok;
+}
+
 void launch(ggml_backend_cuda_context & ctx, ggml_tensor * node, const hs_op_params * p) {
     switch (p->op) {
         case HS_OP_ATTN_FULL:     hs_cuda_attn_full(ctx, node, p); break;
@@ -50,7 +80,8 @@ void launch(ggml_backend_cuda_context & ctx, ggml_tensor * node, const hs_op_par
     }
 }
 
-ggml_status graph_compute(ggml_backend_t backend, ggml_cgraph * graph) {
+// Every node in order, on the backend's stream.
+ggml_status run(ggml_backend_t backend, ggml_cgraph * graph) {
     const device * d = of(backend->device);
     ggml_backend_cuda_context & ctx = *static_cast<ggml_backend_cuda_context *>(backend->context);
     const int n = ggml_graph_n_nodes(graph);
@@ -61,6 +92,7 @@ ggml_status graph_compute(ggml_backend_t backend, ggml_cgraph * graph) {
         }
         if (end > i) {
             ggml_cgraph part = ggml_graph_view(graph, i, end);
+            hs_no_capture_of_part(ctx, &part);
             const ggml_status status = d->iface.graph_compute(backend, &part);
             if (status != GGML_STATUS_SUCCESS) {
                 return status;
@@ -70,13 +102,22 @@ ggml_status graph_compute(ggml_backend_t backend, ggml_cgraph * graph) {
             ggml_cuda_set_device(ctx.device);
             ggml_tensor * node = ggml_graph_node(graph, end);
             launch(ctx, node, hs_op_node_params(node));
-            if (cudaGetLastError() != cudaSuccess) {
-                return GGML_STATUS_FAILED;
-            }
+            CUDA_CHECK(cudaGetLastError());
         }
         i = end + 1;
     }
     return GGML_STATUS_SUCCESS;
+}
+
+ggml_status graph_compute(ggml_backend_t backend, ggml_cgraph * graph) {
+    ggml_backend_cuda_context & ctx = *static_cast<ggml_backend_cuda_context *>(backend->context);
+    ggml_status status = GGML_STATUS_FAILED;
+    if (guarded([&] { status = of(backend->device)->replays.compute(ctx, graph, [&] { return run(backend, graph); }); })) {
+        return status;
+    }
+    const cudaError_t error = cudaGetLastError();
+    of(backend->device)->replays.abandon(ctx);
+    return error == cudaErrorMemoryAllocation ? GGML_STATUS_ALLOC_FAILED : GGML_STATUS_FAILED;
 }
 
 void free_backend(ggml_backend_t backend) {
@@ -94,7 +135,11 @@ extern "C" ggml_backend_t hs_cuda_backend_init(int i) {
     if (i < 0 || i >= ggml_backend_cuda_get_device_count()) {
         return nullptr;
     }
-    ggml_backend_t backend = ggml_backend_cuda_init(i);
+    ggml_backend_t backend = nullptr;
+    if (!guarded([&] { backend = ggml_backend_cuda_init(i); })) {
+        (void) cudaGetLastError();
+        return nullptr;
+    }
     device * d = backend ? new (std::nothrow) device : nullptr;
     if (!d) {
         if (backend) {

@@ -63,6 +63,16 @@ int64_t  hs_gguf_n_tensors(const hs_gguf * g);
 int      hs_gguf_tensor(const hs_gguf * g, int64_t i, hs_tensor_info * out);
 int64_t  hs_gguf_n_bytes(const hs_gguf * g);                        // all files together
 
+// --- Devices ------------------------------------------------------------------------------------------------------------------------
+typedef struct hs_device_info {
+    const char * name, * description;             // "CUDA0", "NVIDIA H100 80GB HBM3"; the last device is "CPU"
+    uint64_t memory_free, memory_total;           // bytes, at the time of asking
+} hs_device_info;
+int32_t hs_device_count(void);                    // GPUs that this build has kernels for, and the CPU: at least 1
+int  hs_device_get(int32_t i, hs_device_info * out);
+
+struct hs_session_params;
+
 // --- Model --------------------------------------------------------------------------------------------------------------------------
 typedef struct hs_model_params {
     bool use_mmap, repack, check_tensors;         // repack: weights copied to the layout of the fastest CPU kernels; check_tensors: refuse NaN/Inf weights
@@ -70,6 +80,12 @@ typedef struct hs_model_params {
     const int32_t * oracle_full_layers; int32_t n_oracle_full_layers; // ascending, the first is 0
     int32_t oracle_block_size, oracle_top_k_tokens, oracle_window;    // 0: 64, 1024, 128 (or the file's)
     bool (*progress)(float fraction, void * user); void * progress_user; // false cancels the load
+    // Placement. Layers count from the output: n_gpu_layers 1 is the output alone, n_layer + 1 is everything (llama.cpp's -ngl).
+    int32_t n_gpu_layers;                         // -1: as many as fit beside the caches of `fit` (default); 0: none; any larger number: all
+    int32_t n_cpu_moe;                            // experts of the first so many layers stay on the CPU; -1: of all layers
+    const char * devices;                         // "CUDA0,CUDA1": those, in that order; NULL: every GPU; "none": the CPU
+    const float * tensor_split; int32_t n_tensor_split; // share of each device; NULL: by free memory
+    const struct hs_session_params * fit;         // the session to leave room for when n_gpu_layers is -1; NULL: the default one
 } hs_model_params;
 hs_model_params hs_model_default_params(void);
 int  hs_model_load(const char * path, const hs_model_params * p, hs_model ** out, hs_error * err);
@@ -82,6 +98,8 @@ typedef struct hs_model_info {
     bool oracle;                                  // oracle mode is on
     uint64_t n_params, weight_bytes;
     uint64_t fingerprint;                         // of hyperparameters, layer plan and tensor table (session files)
+    int32_t n_gpu_layers;                         // as placed; n_layer + 1 with the output
+    const char * placement;                       // one line for people: "CUDA0: layers 0-35, output (4.6 GiB); CPU: token_embd (0.3 GiB)"
 } hs_model_info;
 void hs_model_info_get(const hs_model * m, hs_model_info * out);
 const hs_gguf * hs_model_gguf(const hs_model * m);
@@ -96,6 +114,8 @@ typedef struct hs_layer_info {
     const char * gate;                            // "none", "head", "channel"
     bool sinks, sparse_sinks, qk_norm, moe;
     float rope_freq_base;
+    const char * device;                          // where its weights and caches lie: "CPU", "CUDA0"
+    bool cpu_moe;                                 // but its experts lie in host memory
 } hs_layer_info;
 int hs_model_layer(const hs_model * m, int32_t il, hs_layer_info * out);
 
@@ -122,6 +142,9 @@ typedef struct hs_memory {
 // What a session with these parameters would allocate (compute and checkpoints 0), from the layer plan alone; equal to what hs_session_memory reports.
 int  hs_memory_plan(const hs_model * m, const hs_session_params * p, hs_memory * out, hs_error * err);
 void hs_session_memory(const hs_session * s, hs_memory * out);
+typedef struct hs_device_memory { const char * device; uint64_t weights, pages, rings, compute; } hs_device_memory; // bytes
+// The same by device: fills at most n_max rows, returns how many there are. Their sums are hs_memory's figures.
+int32_t hs_session_device_memory(const hs_session * s, hs_device_memory * out, int32_t n_max);
 
 // Append n tokens, token i to sequence seq[i] (seq NULL: all to 0) at its next position; any n <= n_ctx, split in ubatches inside.
 // want[i] != 0 (want NULL: the last token only): one row of n_vocab f32 logits is written to `logits`, rows in token order; logits may be NULL if

@@ -26,6 +26,9 @@ COMMAND = [sys.executable, "-m", "pyhysparse.cli.main"]
         (["run", "-m", "TINY", "-p", "x", "--top-p", "7"], r"top_p.*7.*0 to 1"),
         (["run", "-m", "TINY", "-p", "x", "--sampler-seq", "q"], r"samplers.*'q'"),
         (["run", "-m", "TINY", "-p", "x " * 500, "-c", "64"], r"64"),
+        (["run", "-m", "TINY", "-p", "x", "-dev", "CUDA99"], r"devices.*'CUDA99'"),
+        (["bench", "-m", "TINY", "-p", "8", "-n", "0", "-dev", "none,"], r"devices.*'none,'"),
+        (["run", "-m", "TINY", "-p", "x", "-ts", "1,-1"], r"tensor_split.*-1"),
         (["run", "-m", "TINY", "-f", "MISSING.txt"], r"MISSING\.txt"),
         (["run", "-m", "TINY", "-f", "LATIN1"], r"UTF-8"),
         (["run", "-m", "TINY", "--chat", "--chat-template", "{{ 1 / 0 }}", "-p", "x"], r"ZeroDivisionError"),
@@ -58,6 +61,11 @@ def test_one_line(arguments: list[str], words: str, run: Callable[..., Any], tin
         ["run", "-p", "x", "-m", "a", "--oracle-window", "8"],
         ["run", "-p", "x", "--oracle-layers", "a,b"],
         ["convert", "x"],
+        ["run", "-p", "x", "-ngl", "-1"],
+        ["run", "-p", "x", "-ngl", "most"],
+        ["perplexity", "-p", "x", "-ts", "3:1"],
+        ["bench", "-ncmoe", "-2"],
+        ["tokenize", "-p", "x", "-ngl", "1"],
         ["perplexity", "-ctk", "q9"],
         ["perplexity", "-m", "a", "-p", "x", "--chunks", "0"],
         ["chat", "-st"],
@@ -71,7 +79,7 @@ def test_wrong_usage(arguments: list[str], run: Callable[..., Any]) -> None:
 
 
 def test_chat_refuses_bytes_that_are_not_text(tiny_path: Path) -> None:
-    command = [*COMMAND, "chat", "-m", str(tiny_path), "-n", "2"]
+    command = [*COMMAND, "chat", "-m", str(tiny_path), "-n", "2", "-ngl", "0"]
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
     done = subprocess.run(command, input=b"\xff\xfe hi\n", capture_output=True, timeout=60, check=False, env=environment)
     assert (done.returncode, done.stdout, done.stderr) == (1, b"", b"hysparse: error: standard input is not UTF-8 (byte 0)\n")

@@ -126,7 +126,7 @@ def test_chat_keeps_going_after_an_error(spawn: Callable[..., Any], tiny_path: P
 
 
 def test_chat_single_turn(run: Callable[..., Any], tiny_path: Path) -> None:
-    result = run("chat", "-m", tiny_path, *SMALL, "-n", 4, "-p", "Hi", "-st", "-s", 1, "--no-show-timings", "--ignore-eos")
+    result = run("chat", "-m", tiny_path, *SMALL, "-n", 4, "-p", "Hi", "-st", "-s", 1, "--no-show-timings", "--ignore-eos", "-ngl", 0)
     assert result.code == 0 and result.out.endswith("\n") and result.err == ""
 
 
@@ -183,7 +183,7 @@ def test_tokenize(run: Callable[..., Any], spawn: Callable[..., Any], tiny_path:
 
 
 def test_bench_forms(run: Callable[..., Any], tiny_path: Path) -> None:
-    arguments = ("bench", "-m", tiny_path, "-p", "16,32", "-n", "4", "-d", "0,48", "-pg", "8,2", "-r", 2, "-t", 1)
+    arguments = ("bench", "-m", tiny_path, "-p", "16,32", "-n", "4", "-d", "0,48", "-pg", "8,2", "-r", 2, "-t", 1, "-ngl", 0)
     tests = ["pp16", "pp32", "tg4", "pp8+tg2", "pp16 @ d48", "pp32 @ d48", "tg4 @ d48", "pp8+tg2 @ d48"]
     table = run(*arguments).out.splitlines()
     assert [line.split("|")[6].strip() for line in table[2:]] == tests and re.search(r"[\d.]+ ± [\d.]+ \|$", table[2])

@@ -29,6 +29,7 @@ class Model:
 
     def __init__(self, path: Path, *, oracle: bool | dict[str, Any] | None = None, repack: bool = True) -> None:
         params = lib.hs_model_default_params()
+        params.n_gpu_layers = 0  # limits here are those of the CPU; the GPU has tests of its own (test_placement.py)
         params.repack = repack
         if isinstance(oracle, dict):
             layers = ffi.new("int32_t[]", oracle["full_layers"])
