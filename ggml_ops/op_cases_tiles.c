@@ -71,11 +71,9 @@ static void full_tile_cases(struct hs_case_list * l) {
         c.sink = i % 3;
         add(l, c);
     }
-    struct hs_case c = base(HS_OP_ATTN_FULL, 0, 3000); // more tiles than multiprocessors: a thread block goes through several
+    struct hs_case c = base(HS_OP_ATTN_FULL, 0, 560); // more tiles than multiprocessors: a thread block goes through several
     c.page = c.block = 64;
-    c.d_qk = c.d_v = 128;
-    c.n_head = 8;
-    c.n_head_kv = 2;
+    c.n_head = 32;
     add(l, c);
 }
 
@@ -151,9 +149,24 @@ static void sparse_tile_cases(struct hs_case_list * l) {
     }
 }
 
+// Enough tokens for whole caches to be widened first: q8_0 with a window branch, and with several sequences.
+static void wide_cases(struct hs_case_list * l) {
+    for (int i = 0; i < 2; i++) {
+        struct hs_case c = base(HS_OP_ATTN_SPARSE, 90, i ? 260 : 520);
+        c.type_k = c.type_v = Q8;
+        c.block = c.page = 64;
+        c.window = 70;
+        c.n_seq = 1 + i;
+        c.fresh[1] = 260;
+        c.interleave = i;
+        add(l, with_window(c));
+    }
+}
+
 void hs_cases_of_tiles(struct hs_case_list * l) {
     decode_cases(l);
     full_tile_cases(l);
     prefill_cases(l);
     sparse_tile_cases(l);
+    wide_cases(l);
 }

@@ -48,15 +48,16 @@ static double median(const double * x, int n) {
     return m;
 }
 
-// Mean microseconds of n runs; NAN: the backend failed.
-static double mean_us(ggml_backend_t backend, struct ggml_cgraph * graph, int n) {
+// Mean microseconds a node of n runs of the graph; NAN: the backend failed. A device gets all of them before it is waited for.
+static double mean_us(ggml_backend_t backend, const struct hs_perf_node * node, int n) {
     const int64_t start = ggml_time_us();
     for (int i = 0; i < n; i++) {
-        if (ggml_backend_graph_compute(backend, graph) != GGML_STATUS_SUCCESS) {
+        if (ggml_backend_graph_compute_async(backend, node->graph) != GGML_STATUS_SUCCESS) {
             return NAN;
         }
     }
-    return (double) (ggml_time_us() - start) / n;
+    ggml_backend_synchronize(backend);
+    return (double) (ggml_time_us() - start) / ((double) n * node->copies);
 }
 
 // "A | B" to nodes; false: *error says what is wrong.
@@ -102,17 +103,17 @@ static void free_group(struct group * g) {
 // All rounds. What a run of another node pushed out of the caches comes back in one run that does not count.
 static bool time_group(struct group * g, ggml_backend_t backend, int rounds) {
     for (int i = 0; i < g->n; i++) {
-        mean_us(backend, g->node[i].graph, 1); // memory, threads
-        const double us = mean_us(backend, g->node[i].graph, 1);
+        mean_us(backend, &g->node[i], 1); // memory, threads
+        const double us = mean_us(backend, &g->node[i], 1) * g->node[i].copies;
         g->repeats[i] = us < SAMPLE_US ? (int) ceil(SAMPLE_US / fmax(us, 1.0)) : 1;
     }
     for (int r = 0; r < rounds; r++) {
         for (int x = 0; x < g->n; x++) {
             const int i = r % 2 ? g->n - 1 - x : x;
             if (g->repeats[i] > 1) {
-                mean_us(backend, g->node[i].graph, 1);
+                mean_us(backend, &g->node[i], 1);
             }
-            g->us[i][r] = mean_us(backend, g->node[i].graph, g->repeats[i]);
+            g->us[i][r] = mean_us(backend, &g->node[i], g->repeats[i]);
             if (isnan(g->us[i][r])) {
                 return false;
             }
@@ -145,14 +146,35 @@ static double nmse(const struct group * g, int i) {
     return error / norm; // NAN without memory
 }
 
+// The floors of the CPU: reading the bytes once, the multiply-adds. NAN for a device: bench/cuda.py measures its own.
+static void floors_us(const struct hs_perf_node * n, int threads, double fma_per_s, double * read_us, double * fma_us) {
+    *read_us = *fma_us = NAN;
+    if (!isnan(fma_per_s)) {
+        *read_us = n->bytes / hs_floor_read_per_second((size_t) n->bytes, threads) * 1e6;
+        *fma_us = 0.5 * n->flops / fma_per_s * 1e6;
+    }
+}
+
+// ', "KEY": number', or null for NAN.
+static void print_number(const char * key, const char * format, double x) {
+    printf(", \"%s\": ", key);
+    if (isnan(x)) {
+        printf("null");
+    } else {
+        printf(format, x);
+    }
+}
+
 static void print_json(const struct group * g, const char * text, int rounds, int threads, double fma_per_s) {
     printf("{\"group\": \"%s\", \"nodes\": [", text);
     for (int i = 0; i < g->n; i++) {
         const struct hs_perf_node * n = &g->node[i];
-        const double error = nmse(g, i);
-        printf("%s{\"spec\": \"%s\", \"bytes\": %.0f, \"flops\": %.0f, \"read_us\": %.3f, \"fma_us\": %.3f, \"nmse\": ", i ? ", " : "", g->spec[i],
-            n->bytes, n->flops, n->bytes / hs_floor_read_per_second((size_t) n->bytes, threads) * 1e6, 0.5 * n->flops / fma_per_s * 1e6);
-        printf(isnan(error) ? "null" : "%.3e", error);
+        double read_us, fma_us;
+        floors_us(n, threads, fma_per_s, &read_us, &fma_us);
+        printf("%s{\"spec\": \"%s\", \"bytes\": %.0f, \"flops\": %.0f", i ? ", " : "", g->spec[i], n->bytes, n->flops);
+        print_number("read_us", "%.3f", read_us);
+        print_number("fma_us", "%.3f", fma_us);
+        print_number("nmse", "%.3e", nmse(g, i));
         printf(", \"us\": [");
         for (int r = 0; r < rounds; r++) {
             printf("%s%.3f", r ? ", " : "", g->us[i][r]);
@@ -166,10 +188,13 @@ static void print_text(const struct group * g, int rounds, int threads, double f
     for (int i = 0; i < g->n; i++) {
         const struct hs_perf_node * n = &g->node[i];
         const double us = median(g->us[i], rounds);
-        const double read_us = n->bytes / hs_floor_read_per_second((size_t) n->bytes, threads) * 1e6, fma_us = 0.5 * n->flops / fma_per_s * 1e6;
+        double read_us, fma_us;
+        floors_us(n, threads, fma_per_s, &read_us, &fma_us);
         const bool by_bytes = n->spec.n_new == 1 || n->flops == 0.0;
         printf("%-40s %11.1f us  %7.1f %-7s", g->spec[i], us, (by_bytes ? n->bytes : n->flops) / us * 1e-3, by_bytes ? "GB/s" : "GFLOP/s");
-        printf("  %6.2f of the floor", us / fmax(read_us, fma_us));
+        if (!isnan(read_us)) {
+            printf("  %6.2f of the floor", us / fmax(read_us, fma_us));
+        }
         if (i > 0) {
             double * ratio = malloc((size_t) rounds * sizeof(*ratio));
             for (int r = 0; ratio && r < rounds; r++) {
@@ -191,7 +216,7 @@ int hs_perf(ggml_backend_t backend, const struct hs_perf_options * options) {
         o.n_groups = (int) (sizeof(default_groups) / sizeof(default_groups[0]));
     }
     const bool cpu = ggml_backend_is_cpu(backend);
-    const double fma_per_s = hs_floor_fma_per_second(o.threads);
+    const double fma_per_s = cpu ? hs_floor_fma_per_second(o.threads) : NAN;
     ggml_threadpool_t pool = NULL;
     if (cpu) { // threads that live as long as a session's; without a pool of its own a backend starts them anew for every graph
         struct ggml_threadpool_params params = ggml_threadpool_params_default(o.threads);
@@ -199,9 +224,16 @@ int hs_perf(ggml_backend_t backend, const struct hs_perf_options * options) {
         ggml_backend_cpu_set_n_threads(backend, o.threads);
         ggml_backend_cpu_set_threadpool(backend, pool);
     }
-    printf(o.json ? "{\"level\": \"%s\", \"threads\": %d, \"rounds\": %d, \"fma_per_s\": %.4g}\n" :
-        "level %s, %d threads, %d rounds (medians), %.3g multiply-adds a second at most\n", cpu ? hs_cpu_level() : ggml_backend_name(backend),
-        o.threads, o.rounds, fma_per_s);
+    if (o.json) {
+        printf("{\"level\": \"%s\", \"threads\": %d, \"rounds\": %d", cpu ? hs_cpu_level() : ggml_backend_name(backend), o.threads, o.rounds);
+        print_number("fma_per_s", "%.4g", fma_per_s);
+        printf("}\n");
+    } else if (cpu) {
+        printf("level %s, %d threads, %d rounds (medians), %.3g multiply-adds a second at most\n", hs_cpu_level(), o.threads, o.rounds, fma_per_s);
+    } else {
+        printf("%s, %d rounds (medians)\n", ggml_backend_name(backend), o.rounds);
+    }
+    fflush(stdout);
     int rc = 0;
     for (int i = 0; i < o.n_groups; i++) {
         if (o.only && regexec(o.only, o.groups[i], 0, NULL, 0) != 0) {

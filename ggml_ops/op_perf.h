@@ -18,5 +18,7 @@ struct hs_perf_options {
 // 20 ms. JSON: a first line with "level", "threads", "rounds" and "fma_per_s"; then a line a group: "group" and "nodes", each with "spec",
 // "bytes", "flops", "read_us" and "fma_us" (the floors: bytes at the speed measured for a buffer of that size; flops at the peak of f32
 // multiply-adds), "us" (a list, one a round), and "nmse" against the first node where both compute the same (null elsewhere).
+// On a device a graph holds the node many times (op_perf_node.h), a sample is 20 ms of such graphs launched before the device is waited for, times
+// are those of one node, and the floors are null.
 // 0 on success; 1: a node could not be made (said in its place, "error"), or a group is no list of specs.
 int hs_perf(ggml_backend_t backend, const struct hs_perf_options * o);

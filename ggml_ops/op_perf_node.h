@@ -31,7 +31,8 @@ struct hs_perf_node {
     struct ggml_tensor * k, * v, * table; // pages; a later node of the same cache borrows them
     struct ggml_tensor * out;
     struct hs_op_params params;
-    double bytes, flops; // least work: K and V (select: scores) that must be read once, and 2 a multiply-add of visible keys
+    int copies;          // of the node in the graph: 1 on the CPU
+    double bytes, flops; // of one copy: least work: K and V (select: scores) that must be read once, and 2 a multiply-add of visible keys
     char error[320];
 };
 

@@ -70,19 +70,24 @@ static void check_plants(const struct options * o, struct tally * t, const struc
     }
 }
 
+// Cases for the tiles of GPU kernels, which cost the CPU much and show it nothing that smaller ones do not: one run there, unless asked for.
+static bool is_heavy(const struct hs_case * c) {
+    return c->op != HS_OP_LINEAR && (double) hs_case_tokens(c) * hs_case_context(c) * c->n_head * (c->d_qk + c->d_v) > 8e6;
+}
+
 // One case at every level and number of threads.
 static void run_levels(const struct options * o, struct tally * t, const struct hs_inputs * in, struct hs_case_graph * g, ggml_backend_t backend,
     const struct hs_case_result * ref, const char * name) {
     const bool cpu = ggml_backend_is_cpu(backend);
     for (int i = 0; i < (cpu ? hs_cpu_level_count() : 1); i++) {
         const char * level = cpu ? hs_cpu_level_name(i) : "-";
-        if (cpu && o->level && strcmp(o->level, level) != 0) {
+        if (cpu && (o->level ? strcmp(o->level, level) != 0 : is_heavy(&in->c) && i + 1 < hs_cpu_level_count())) {
             continue;
         }
         if (cpu) {
             hs_cpu_level_set(level);
         }
-        const int first = o->threads ? o->threads : 1, last = o->threads ? o->threads : o->plant || !cpu ? 1 : HS_CASE_THREADS_MAX + 1;
+        const int first = o->threads ? o->threads : cpu && is_heavy(&in->c) ? HS_CASE_THREADS_MAX + 1 : 1, last = o->threads ? o->threads : o->plant || !cpu ? 1 : HS_CASE_THREADS_MAX + 1;
         for (int threads = first; threads <= last; threads++) {
             if (cpu) {
                 ggml_backend_cpu_set_n_threads(backend, threads);

@@ -67,8 +67,10 @@ ggml_backend_t hs_device_backend_new(int32_t device) {
 #endif
 }
 
+enum use { MULTIPLY, MULTIPLY_EXPERTS, LOOK_UP };
+
 // Asked of the device with a node that is never computed, as the scheduler will ask later.
-bool hs_device_multiplies(int32_t device, ggml_backend_buffer_type_t buft, enum ggml_type type, const int64_t * ne, bool experts) {
+static bool runs(int32_t device, ggml_backend_buffer_type_t buft, enum ggml_type type, const int64_t * ne, enum use use) {
     struct ggml_init_params ip = { .mem_size = ggml_tensor_overhead() * 8, .no_alloc = true };
     struct ggml_context * ctx = ggml_init(ip);
     ggml_backend_buffer_t empty = ggml_backend_buft_alloc_buffer(buft, 0);
@@ -76,9 +78,11 @@ bool hs_device_multiplies(int32_t device, ggml_backend_buffer_type_t buft, enum 
     if (ctx && empty) {
         struct ggml_tensor * w = ggml_new_tensor_3d(ctx, type, ne[0], ne[1], ne[2]);
         struct ggml_tensor * node;
-        if (experts) {
+        if (use == MULTIPLY_EXPERTS) {
             struct ggml_tensor * x = ggml_new_tensor_3d(ctx, GGML_TYPE_F32, ne[0], 1, 512);
             node = ggml_mul_mat_id(ctx, w, x, ggml_new_tensor_2d(ctx, GGML_TYPE_I32, 1, 512));
+        } else if (use == LOOK_UP) {
+            node = ggml_get_rows(ctx, w, ggml_new_tensor_1d(ctx, GGML_TYPE_I32, 512));
         } else {
             node = ggml_mul_mat(ctx, w, ggml_new_tensor_2d(ctx, GGML_TYPE_F32, ne[0], 512));
         }
@@ -89,6 +93,12 @@ bool hs_device_multiplies(int32_t device, ggml_backend_buffer_type_t buft, enum 
     if (ctx) ggml_free(ctx);
     return ok;
 }
+
+bool hs_device_multiplies(int32_t device, ggml_backend_buffer_type_t buft, enum ggml_type type, const int64_t * ne, bool experts) {
+    return runs(device, buft, type, ne, experts ? MULTIPLY_EXPERTS : MULTIPLY);
+}
+
+bool hs_device_looks_up(int32_t device, ggml_backend_buffer_type_t buft, enum ggml_type type, const int64_t * ne) { return runs(device, buft, type, ne, LOOK_UP); }
 
 int32_t hs_device_count(void) {
     hs_log_init();

@@ -17,3 +17,5 @@ void hs_device_free_memory(int32_t device, uint64_t * free, uint64_t * total);
 ggml_backend_t hs_device_backend_new(int32_t device);
 // Can the device multiply activations by a matrix [ne0, ne1] of this type (`experts`: by ne2 of them, chosen by ids) in a buffer of buft?
 bool hs_device_multiplies(int32_t device, ggml_backend_buffer_type_t buft, enum ggml_type type, const int64_t * ne, bool experts);
+// Can it look rows of such a matrix up?
+bool hs_device_looks_up(int32_t device, ggml_backend_buffer_type_t buft, enum ggml_type type, const int64_t * ne);

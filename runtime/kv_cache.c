@@ -173,6 +173,7 @@ static void release_page(struct hs_kv * kv, int32_t page) {
 static int32_t take_page(struct hs_kv * kv) {
     const int32_t page = kv->free_list[--kv->n_free];
     kv->refs[page] = 1;
+    kv->table_version++; // it goes into a table
     return page;
 }
 
@@ -271,6 +272,7 @@ int hs_kv_fork(struct hs_kv * kv, int32_t src, int32_t dst, hs_error * err) {
         b->table[i] = a->table[i];
         kv->refs[a->table[i]]++;
     }
+    kv->table_version++;
     b->n_pages = n;
     b->len = a->len;
     b->ring_lo = a->ring_lo;

@@ -32,6 +32,7 @@ struct hs_kv {
     int32_t * refs;                                    // [n_pages]
     int32_t * free_list; int32_t n_free;
     int32_t * table;                                   // [n_seq][n_pages], the graph input
+    uint64_t table_version;                            // goes up with every change
     struct hs_kv_seq * seq;
     size_t checkpoint_bytes;                           // of one checkpoint
     int64_t n_checkpoints_live;

@@ -47,18 +47,25 @@ static void measure(struct placer * c, const hs_gguf * g) {
 
 // Rough size of a graph's buffers and of the kernels' scratch on one GPU, for a ubatch: a few activations a token, block scores and their maxima.
 static uint64_t compute_bytes(const struct placer * c, const struct hs_kv_shape * s, const struct hs_kv_bytes * kv) {
-    uint64_t widest = 0, heads = 0;
+    uint64_t widest = 0, heads = 0, matrix = 0; // matrix: one widened to f16 (ggml_ops/cuda/matmul.cu)
     bool scores = false;
     for (int32_t il = 0; il < c->hp->n_layer; il++) {
         const struct hs_layer * l = &c->plan->layers[il];
         const uint64_t moe = l->moe ? 3 * (uint64_t) c->hp->moe.n_expert_used * (uint64_t) (c->hp->moe.n_ff_exp + c->hp->n_embd) : 0;
         const uint64_t width = 3 * (uint64_t) l->n_ff + moe + 6 * (uint64_t) c->hp->n_embd + 3 * (uint64_t) l->n_head * (uint64_t) (l->head_dim_k + l->head_dim_v);
         widest = width > widest ? width : widest;
+        matrix = 2 * (uint64_t) l->n_ff * (uint64_t) c->hp->n_embd > matrix ? 2 * (uint64_t) l->n_ff * (uint64_t) c->hp->n_embd : matrix;
         heads = (uint64_t) l->n_head > heads ? (uint64_t) l->n_head : heads;
         scores = scores || l->emits_scores;
     }
     const uint64_t n = (uint64_t) s->n_ubatch, blocks = scores ? (uint64_t) kv->n_pages : 0;
-    return 4 * n * (2 * widest + 2 * blocks * heads) + 4 * n * (uint64_t) c->n_vocab;
+    uint64_t widened = 0; // q8_0 caches of a prompt are widened to f16, a layer at a time (ggml_ops/cuda/widen.cu)
+    for (int32_t il = 0; s->type_k == GGML_TYPE_Q8_0 && il < c->hp->n_layer; il++) {
+        const struct hs_layer * l = &c->plan->layers[il];
+        const uint64_t bytes = l->owns_pages ? 2 * (uint64_t) s->n_ctx * (uint64_t) l->n_head_kv * (uint64_t) (l->head_dim_k + l->head_dim_v) : 0;
+        widened = bytes > widened ? bytes : widened;
+    }
+    return 4 * n * (2 * widest + 2 * blocks * heads) + 4 * n * (uint64_t) c->n_vocab + matrix + widened;
 }
 
 static int choose_devices(struct placer * c) {
@@ -130,7 +137,7 @@ static bool place(struct placer * c, int32_t n, int32_t n_cpu_moe) {
     const int32_t n_layer = c->hp->n_layer;
     const int32_t first = n < 1 ? n_layer : group_edge(c->plan, n_layer - (n - 1 < n_layer ? n - 1 : n_layer));
     memset(c->used, 0, sizeof c->used);
-    c->host = c->input;
+    c->host = n > 0 && first == 0 ? 0 : c->input;
     uint64_t total = n < 1 ? 0 : c->output, so_far = 0;
     for (int32_t il = first; il < n_layer; il++) total += gpu_bytes(c, il, il < n_cpu_moe);
     int32_t d = 0;
@@ -151,6 +158,8 @@ static bool place(struct placer * c, int32_t n, int32_t n_cpu_moe) {
         c->host += o->cpu_moe[il] ? c->layers[il].experts : 0;
         so_far += bytes;
     }
+    o->input = n > 0 && first == 0 ? o->layer[0] : HS_ON_CPU; // with every layer there, a token never waits for the CPU
+    for (int32_t i = 0; i < o->n_gpus; i++) c->used[i] += o->gpus[i] == o->input ? c->input : 0;
     o->output = n < 1 ? HS_ON_CPU : (int16_t) o->gpus[d];
     if (n >= 1) c->used[d] += c->output;
     else c->host += c->output;
@@ -204,7 +213,7 @@ static void describe(struct placer * c) {
         if (first >= 0 && first == last) snprintf(layers, sizeof layers, "layer %d", first);
         else if (first >= 0) snprintf(layers, sizeof layers, "layers %d-%d", first, last);
         const int n = snprintf(o->text + at, sizeof o->text - at, "%s%s: %s%s%s (%.2f GiB%s)", at ? "; " : "", hs_device_name(device), layers,
-            o->output == device ? ", output" : "", i < 0 ? ", input" : "", (double) bytes / (1 << 30), i < 0 && first < 0 ? "" : " with caches");
+            o->output == device ? ", output" : "", o->input == device ? ", input" : "", (double) bytes / (1 << 30), i < 0 && first < 0 ? "" : " with caches");
         if (n < 0 || (size_t) n >= sizeof o->text - at) return;
         at += (size_t) n;
     }

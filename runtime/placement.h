@@ -9,7 +9,7 @@ struct hs_placement {
     int32_t gpus[HS_MAX_DEVICES], n_gpus; // device numbers in use; the fields below hold device numbers or HS_ON_CPU
     int16_t layer[HS_MAX_LAYER];
     bool    cpu_moe[HS_MAX_LAYER];        // the layer's experts lie in host memory although it does not
-    int16_t output;
+    int16_t input, output;                // token_embd; output and output_norm
     int32_t n_gpu_layers;                 // layers on GPUs, and 1 for the output
     char    text[1024];                   // for people
 };

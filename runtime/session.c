@@ -75,6 +75,32 @@ static int out_of_memory(const struct hs_session * s, const char * what, hs_erro
         s->graph.n_tokens ? s->graph.n_tokens : s->params.n_ubatch, s->params.n_ubatch, s->params.n_ctx, gpus);
 }
 
+static size_t each_input(struct hs_graph * g, ggml_backend_buffer_t buf) {
+    struct ggml_tensor * list[4 + HS_MAX_ROW_SETS] = { g->table, g->tokens, g->pos_seq, g->out_ids }; // the table first: always at the same place
+    for (int i = 0; i < HS_MAX_ROW_SETS; i++) list[4 + i] = g->rows[i];
+    size_t at = 0;
+    for (size_t i = 0; i < sizeof list / sizeof *list; i++) {
+        if (!list[i]) continue;
+        const size_t align = buf ? ggml_backend_buffer_get_alignment(buf) : 256;
+        if (buf) ggml_backend_tensor_alloc(buf, list[i], (char *) ggml_backend_buffer_get_base(buf) + at);
+        at += (ggml_nbytes(list[i]) + align - 1) / align * align;
+    }
+    return at;
+}
+
+// Inputs into the buffer that lasts as long as the session. The first graph, of the largest ubatch, says how large it must be.
+static int place_inputs(struct hs_session * s, struct hs_graph * g, hs_error * err) {
+    const struct hs_placement * at = &s->model->placement;
+    if (at->n_gpus != 1 || at->input == HS_ON_CPU) return HS_OK;
+    if (!s->inputs_buf) {
+        const size_t size = each_input(g, NULL) + 256 * 16 + (size_t) s->params.n_ubatch * sizeof(int32_t);
+        s->inputs_buf = ggml_backend_buft_alloc_buffer(hs_device_buft(at->gpus[0]), size);
+        if (!s->inputs_buf) return hs_fail(err, HS_E_MEMORY, "graph inputs: cannot allocate %zu bytes on %s", size, hs_device_name(at->gpus[0]));
+    }
+    each_input(g, s->inputs_buf);
+    return HS_OK;
+}
+
 // The graph of this shape, ready for its inputs: the present one, or a new one in the same memory.
 static int prepare_graph(struct hs_session * s, int32_t n_tokens, int32_t n_out, bool reserve, hs_error * err) {
     const bool plain = s->capture != NULL;
@@ -89,6 +115,7 @@ static int prepare_graph(struct hs_session * s, int32_t n_tokens, int32_t n_out,
         .params = s->op_params, .selection = s->selection, .plain = plain, .err = err };
     struct hs_graph g;
     HS_TRY(hs_graph_build(&b, n_tokens, n_out, &g));
+    HS_TRY(place_inputs(s, &g, err));
     if (!(reserve ? ggml_backend_sched_reserve(s->sched, g.gf) : ggml_backend_sched_alloc_graph(s->sched, g.gf))) return out_of_memory(s, "compute buffers", err);
     if (!reserve) s->graph = g;
     return HS_OK;
@@ -150,6 +177,7 @@ int hs_session_new(hs_model * m, const hs_session_params * p, hs_session ** out,
 void hs_session_free(hs_session * s) {
     if (!s) return;
     if (s->sched) ggml_backend_sched_free(s->sched);
+    if (s->inputs_buf) ggml_backend_buffer_free(s->inputs_buf);
     if (s->graph_ctx) ggml_free(s->graph_ctx);
     hs_kv_free(&s->kv);
     hs_backends_free(&s->backends);
@@ -166,6 +194,12 @@ void hs_session_free(hs_session * s) {
 
 void hs_session_params_get(const hs_session * s, hs_session_params * out) { *out = s->params; }
 
+// In the stream's order, without waiting for it, where the inputs lie on the GPU (`data` has been read when this returns).
+static void set_input(struct hs_session * s, struct ggml_tensor * t, const void * data, size_t size) {
+    if (s->inputs_buf) ggml_backend_tensor_set_async(s->backends.backend[0], t, data, 0, size);
+    else ggml_backend_tensor_set(t, data, 0, size);
+}
+
 // Positions, sequences and cache rows of this ubatch -> graph inputs. Every input is set every time: the allocator may reuse their memory in between.
 static void set_inputs(struct hs_session * s, int32_t n, const int32_t * tokens, const int32_t * seq) {
     const struct hs_graph * g = &s->graph;
@@ -176,17 +210,20 @@ static void set_inputs(struct hs_session * s, int32_t n, const int32_t * tokens,
         sq[i] = seq ? seq[i] : 0;
         pos[i] = s->kv.seq[sq[i]].len + s->count[sq[i]]++;
     }
-    ggml_backend_tensor_set(g->tokens, tokens, 0, (size_t) n * sizeof *tokens);
-    ggml_backend_tensor_set(g->pos_seq, s->pos_seq, 0, 2 * (size_t) n * sizeof *s->pos_seq);
-    if (g->table) ggml_backend_tensor_set(g->table, s->kv.table, 0, ggml_nbytes(g->table));
+    set_input(s, g->tokens, tokens, (size_t) n * sizeof *tokens);
+    set_input(s, g->pos_seq, s->pos_seq, 2 * (size_t) n * sizeof *s->pos_seq);
+    if (g->table) {
+        if (!s->inputs_buf || s->table_version != s->kv.table_version) set_input(s, g->table, s->kv.table, ggml_nbytes(g->table));
+        s->table_version = s->kv.table_version;
+    }
     for (int32_t r = 0; r < plan->n_rows; r++) {
         const int32_t n_head_kv = plan->rows[r].n_head_kv;
         for (int32_t i = 0; i < n; i++) {
             for (int32_t h = 0; h < n_head_kv; h++) s->rows[(int64_t) i * n_head_kv + h] = hs_kv_row(&s->kv, &plan->rows[r], sq[i], pos[i], h);
         }
-        ggml_backend_tensor_set(g->rows[r], s->rows, 0, (size_t) n * (size_t) n_head_kv * sizeof *s->rows);
+        set_input(s, g->rows[r], s->rows, (size_t) n * (size_t) n_head_kv * sizeof *s->rows);
     }
-    if (g->out_ids) ggml_backend_tensor_set(g->out_ids, s->out_ids, 0, (size_t) g->n_out * sizeof *s->out_ids);
+    if (g->out_ids) set_input(s, g->out_ids, s->out_ids, (size_t) g->n_out * sizeof *s->out_ids);
 }
 
 static int compute(struct hs_session * s, hs_error * err) {

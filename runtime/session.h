@@ -19,6 +19,9 @@ struct hs_session {
     struct hs_op_params * op_params;
     struct ggml_tensor ** selection;
 
+    ggml_backend_buffer_t inputs_buf;  // a model that lies on one GPU: inputs are written straight to it; else NULL, and the scheduler copies them
+    uint64_t table_version;            // of the page table that inputs_buf holds, 0: none
+
     int32_t * pos_seq;                 // [2 * n_ubatch] scratch
     int64_t * rows;                    // [n_ubatch * most n_head_kv]
     int32_t * out_ids;                 // [n_ubatch]

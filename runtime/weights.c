@@ -53,8 +53,9 @@ static int bind_matrix(struct hs_binder * b, const char * fmt, int il, int flags
     if (flags & BIND_LOOKUP ? ggml_get_type_traits(t->type)->to_float == NULL && t->type != GGML_TYPE_F32 : !hs_cpu_can_multiply(t->type)) {
         return hs_fail(b->err, HS_E_MODEL, "tensor %s: has type %s, expected a float or quantised weight type", t->name, ggml_type_name(t->type));
     }
-    const int32_t device = flags & BIND_LOOKUP || (flags & BIND_EXPERTS && b->placement->cpu_moe[il]) ? HS_ON_CPU : device_of(b, il);
-    if (device != HS_ON_CPU && hs_device_multiplies(device, hs_device_buft(device), t->type, t->ne, flags & BIND_EXPERTS)) {
+    const int32_t device = flags & BIND_LOOKUP ? b->placement->input : flags & BIND_EXPERTS && b->placement->cpu_moe[il] ? HS_ON_CPU : device_of(b, il);
+    if (device != HS_ON_CPU && (flags & BIND_LOOKUP ? hs_device_looks_up(device, hs_device_buft(device), t->type, t->ne) :
+                                                      hs_device_multiplies(device, hs_device_buft(device), t->type, t->ne, flags & BIND_EXPERTS))) {
         return hs_binder_add(b, t, device, NULL, out);
     }
     const bool repack = b->p->repack && !(flags & BIND_LOOKUP);
@@ -180,7 +181,9 @@ static int bind_model(struct hs_binder * b, const struct hs_layer_plan * plan) {
     HS_TRY(bind_matrix(b, "token_embd.weight", -1, BIND_LOOKUP, hp->n_embd, n_vocab, 1, &w->token_embd));
     HS_TRY(bind_vector(b, "output_norm.weight", -1, 0, hp->n_embd, &w->output_norm));
     HS_TRY(bind_matrix(b, "output.weight", -1, BIND_OPTIONAL, hp->n_embd, n_vocab, 1, &w->output));
-    // Tied: the same rows serve look-up and product; a repackable type gets a second, repacked copy for the product (as llama.cpp does).
+    // Tied: the same rows serve look-up and product; on the CPU a repackable type gets a second, repacked copy for the product (as llama.cpp does), and on
+    // another device than the look-up's it is a copy anyway.
+    if (!w->output && hs_binder_device(b, w->token_embd) != HS_ON_CPU && hs_binder_device(b, w->token_embd) == device_of(b, -1)) w->output = w->token_embd;
     if (!w->output) HS_TRY(bind_matrix(b, "token_embd.weight", -1, 0, hp->n_embd, n_vocab, 1, &w->output));
     for (int s = 0; s < HS_ROPE_COUNT; s++) {
         char name[64];

@@ -152,6 +152,13 @@ int hs_binder_add_sinks(struct hs_binder * b, const struct hs_gguf_tensor * glob
     return add(b, e, GGML_TYPE_F32, ne, global ? global->name : window->name, out);
 }
 
+int32_t hs_binder_device(const struct hs_binder * b, const struct ggml_tensor * t) {
+    for (int64_t i = 0; i < b->n_bound; i++) {
+        if (b->bound[i].dst == t) return b->places[b->bound[i].place].device;
+    }
+    return HS_ON_CPU;
+}
+
 // One buffer over each file's mapping, so that mapped tensors have a buffer like any other.
 static int map_files(struct hs_binder * b) {
     ggml_backend_buffer_t * of_file = calloc((size_t) hs_gguf_n_files(b->gguf), sizeof *of_file);

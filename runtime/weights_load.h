@@ -46,6 +46,8 @@ int hs_binder_add_f32(struct hs_binder * b, const struct hs_gguf_tensor * t, int
 // Bind two optional vectors of n as one f32 [n, 2].
 int hs_binder_add_sinks(struct hs_binder * b, const struct hs_gguf_tensor * global, const struct hs_gguf_tensor * window, int32_t device, int64_t n,
     struct ggml_tensor ** out);
+// The device that a bound tensor lies on.
+int32_t hs_binder_device(const struct hs_binder * b, const struct ggml_tensor * t);
 // Allocate every place and fill every tensor.
 int hs_binder_load(struct hs_binder * b);
 // The second half of hs_binder_load. Calls the progress function in this thread; of several errors, reports the first tensor's.

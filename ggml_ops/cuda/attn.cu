@@ -29,10 +29,14 @@ static void run(ggml_backend_cuda_context & ctx, const hs_dev_attn & a) {
     const int found = ggml_cuda_info().devices[ctx.device].cc, cc = cc_limit > 0 && cc_limit < found ? cc_limit : found;
     if (hs_cuda_decode_takes(a, cc)) {
         hs_cuda_decode(ctx, a);
+    } else if (hs_cuda_widen_takes(a, cc)) {
+        hs_cuda_widen(ctx, a, run);
     } else if (hs_cuda_prefill_sm90_takes(a, cc)) {
         hs_cuda_prefill_sm90(ctx, a);
     } else if (hs_cuda_prefill_takes(a, cc)) {
         hs_cuda_prefill(ctx, a);
+    } else if (hs_cuda_prefill_sparse_sm90_takes(a, cc)) {
+        hs_cuda_prefill_sparse_sm90(ctx, a);
     } else if (hs_cuda_prefill_sparse_takes(a, cc)) {
         hs_cuda_prefill_sparse(ctx, a);
     } else {

@@ -36,6 +36,10 @@ static __device__ __forceinline__ float hs_dev_gate(const hs_dev_attn & a, int t
 
 // --- the kernels: does one take this node on a device of compute capability cc (900: Hopper), and its launch. Decided by shapes and types only. ---
 
+// Many queries on q8_0 caches: what they may see of the caches is widened to f16 in scratch, and the rest is as for f16 caches: widen.cu. `run` is called
+// with the widened node.
+bool hs_cuda_widen_takes(const hs_dev_attn & a, int cc);
+void hs_cuda_widen(ggml_backend_cuda_context & ctx, const hs_dev_attn & a, void (*run)(ggml_backend_cuda_context & ctx, const hs_dev_attn & a));
 // Any shape: attn_plain.cu.
 void hs_cuda_attn_plain(ggml_backend_cuda_context & ctx, const hs_dev_attn & a);
 // Few queries, split over the keys: decode*.cu.
@@ -46,6 +50,8 @@ bool hs_cuda_prefill_takes(const hs_dev_attn & a, int cc);
 void hs_cuda_prefill(ggml_backend_cuda_context & ctx, const hs_dev_attn & a);
 bool hs_cuda_prefill_sm90_takes(const hs_dev_attn & a, int cc);
 void hs_cuda_prefill_sm90(ggml_backend_cuda_context & ctx, const hs_dev_attn & a);
-// Many queries, each with its own selection: prefill_sparse*.cu.
+// Many queries, each with its own selection: prefill_sparse*.cu, on Hopper prefill_sparse_sm90*.cu.
+bool hs_cuda_prefill_sparse_sm90_takes(const hs_dev_attn & a, int cc);
+void hs_cuda_prefill_sparse_sm90(ggml_backend_cuda_context & ctx, const hs_dev_attn & a);
 bool hs_cuda_prefill_sparse_takes(const hs_dev_attn & a, int cc);
 void hs_cuda_prefill_sparse(ggml_backend_cuda_context & ctx, const hs_dev_attn & a);

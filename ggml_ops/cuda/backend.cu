@@ -84,10 +84,10 @@ void launch(ggml_backend_cuda_context & ctx, ggml_tensor * node, const hs_op_par
 ggml_status run(ggml_backend_t backend, ggml_cgraph * graph) {
     const device * d = of(backend->device);
     ggml_backend_cuda_context & ctx = *static_cast<ggml_backend_cuda_context *>(backend->context);
-    const int n = ggml_graph_n_nodes(graph);
+    const int n = ggml_graph_n_nodes(graph), cc = ggml_cuda_info().devices[ctx.device].cc;
     for (int i = 0; i < n;) {
         int end = i;
-        while (end < n && !hs_op_find(ggml_graph_node(graph, end))) {
+        while (end < n && !hs_op_find(ggml_graph_node(graph, end)) && !hs_cuda_matmul_takes(ggml_graph_node(graph, end), cc)) {
             end++;
         }
         if (end > i) {
@@ -101,7 +101,11 @@ ggml_status run(ggml_backend_t backend, ggml_cgraph * graph) {
         if (end < n) {
             ggml_cuda_set_device(ctx.device);
             ggml_tensor * node = ggml_graph_node(graph, end);
-            launch(ctx, node, hs_op_node_params(node));
+            if (hs_op_find(node)) {
+                launch(ctx, node, hs_op_node_params(node));
+            } else {
+                hs_cuda_matmul(ctx, node);
+            }
             CUDA_CHECK(cudaGetLastError());
         }
         i = end + 1;

@@ -10,6 +10,7 @@ struct hs_dev_cache {
     int32_t n_slots;
     ggml_type type;
     int64_t n_pages; // of the pool (rings: sequences)
+    int32_t n_seq, d, n_head_kv;
 };
 
 static inline hs_dev_cache hs_dev_cache_of(const ggml_tensor * t, const ggml_tensor * table) {
@@ -17,7 +18,7 @@ static inline hs_dev_cache hs_dev_cache_of(const ggml_tensor * t, const ggml_ten
         return {};
     }
     return { (const char *) t->data, table ? (const int32_t *) table->data : nullptr, table ? table->ne[0] : 0, (int64_t) t->nb[1], (int64_t) t->nb[2],
-        (int64_t) t->nb[3], (int32_t) t->ne[1], t->type, t->ne[3] };
+        (int64_t) t->nb[3], (int32_t) t->ne[1], t->type, t->ne[3], (int32_t) (table ? table->ne[1] : t->ne[3]), (int32_t) t->ne[0], (int32_t) t->ne[2] };
 }
 
 static __device__ __forceinline__ const char * hs_dev_row(const hs_dev_cache & c, int seq, int head_kv, int j) {

@@ -46,20 +46,29 @@ static int splits_of(int rows, int most, int slots) {
     return best;
 }
 
-static void plan(hs_decode & a, size_t warp_bytes, size_t shared_bytes, int n_sm) {
-    a.warps = (int) std::min<size_t>(HS_DECODE_WARPS, shared_bytes / warp_bytes);
-    const int at_a_time = (int) std::min<size_t>(2, (shared_bytes + 1024) / (a.warps * warp_bytes + 1024)); // an SM keeps 1 KiB a thread block for itself
+static void plan(hs_decode & a, const hs_decode_shape & shape, size_t shared_bytes, int n_sm) {
+    a.warps = (int) std::min<size_t>(HS_DECODE_WARPS, shared_bytes / shape.warp_bytes);
+    // an SM keeps 1 KiB a thread block for itself
+    const int at_a_time = (int) std::min<size_t>(shape.blocks, (shared_bytes + 1024) / (a.warps * shape.warp_bytes + 1024));
     for (int n = 0; n < a.n_branch; n++) {
         const bool sparse = a.b[n].sel, scores = n == 0 && a.scores;
         a.unit[n] = sparse || scores ? a.block_size : HS_TILE;
         a.tiles[n] = hs_tiles(a.unit[n]);
-        a.run[n] = scores ? a.tiles[n] : sparse || a.b[n].window < INT32_MAX ? 1 : 4;
+        a.run[n] = scores ? (a.tiles[n] % 2 ? a.tiles[n] : 2) : sparse || a.b[n].window < INT32_MAX ? 1 : 2;
+        a.by_unit[n] = hs_divisor_of(a.unit[n]);
+        a.by_tiles[n] = hs_divisor_of(a.tiles[n]);
+        a.by_slots[n] = hs_divisor_of(a.b[n].k.n_slots);
+        a.by_least[n] = hs_divisor_of(hs_least(a, n));
     }
+    a.runs = a.tiles[0] / a.run[0];
     const int tiles = std::max(most_tiles(a, 0), 1), least = 2 * a.warps; // tiles that make a thread block worth while
     a.splits[0] = splits_of(a.n_tokens * a.b[0].n_head_kv, (tiles + least - 1) / least, n_sm * at_a_time);
     if (a.n_branch > 1) {
         const int each = std::max((tiles + a.splits[0] - 1) / a.splits[0], least);
         a.splits[1] = (most_tiles(a, 1) + each - 1) / each;
+    }
+    for (int n = 0; n < a.n_branch; n++) {
+        a.by_splits[n] = hs_divisor_of(a.splits[n]);
     }
     a.direct = a.n_branch == 1 && a.splits[0] == 1 && !a.scores;
 }
@@ -69,14 +78,14 @@ void hs_cuda_decode(ggml_backend_cuda_context & ctx, const hs_dev_attn & given) 
     const auto & device = ggml_cuda_info().devices[ctx.device];
     hs_decode a = {};
     static_cast<hs_dev_attn &>(a) = given;
-    plan(a, shape.warp_bytes, device.smpbo, device.nsm);
+    plan(a, shape, device.smpbo, device.nsm);
     const size_t rows = (size_t) a.n_tokens * a.n_head, shared = shape.warp_bytes * a.warps;
     ggml_cuda_pool_alloc<float> raw(ctx.pool()), part0(ctx.pool()); // given back in the opposite order, as the pool wants it
     ggml_cuda_pool_alloc<float2> ml0(ctx.pool());
     ggml_cuda_pool_alloc<float> part1(ctx.pool());
     ggml_cuda_pool_alloc<float2> ml1(ctx.pool());
     if (a.scores) {
-        a.raw = raw.alloc(rows * a.n_blocks);
+        a.raw = raw.alloc(rows * a.n_blocks * a.runs);
     }
     if (!a.direct) {
         a.part[0] = part0.alloc(rows * a.splits[0] * a.d_v);

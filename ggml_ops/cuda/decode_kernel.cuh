@@ -4,64 +4,32 @@
 // cores with all query heads of the KV head at once: S^T = K Q^T and O^T += V^T P^T, keys and channels in M, heads in N (8 or 16), so K and V are read once a
 // group. P turns into an operand by transposing 8 x 8 matrices in registers. Replaces: mask, score matrix, softmax and a second pass for the block maxima,
 // which are the maxima that the softmax needs anyway. What no query may see is never read: those rows are zeros in shared memory.
-// q8_0: the bytes are streamed as they are; keys become f16 integers (exact) and their factors multiply the sums of a block of 32 in f32, values become
-// f16 (integer times factor, rounded).
+// q8_0: the bytes are streamed as they are and become operands in registers (decode_q8.cuh).
 // Order of summation: a warp's tiles ascending, the warps of a thread block in order, then (decode_merge.cu) the thread blocks in order.
 #pragma once
 
 #include "decode.cuh"
+#include "decode_q8.cuh"
 
-template <int DK, int DV, bool Q8> struct decode_layout {
+template <int DK, int DV, int NT, bool Q8> struct decode_layout {
+    static constexpr int blocks = Q8 && NT == 1 && DK + DV <= 256 ? 3 : 2;                       // thread blocks of an SM
     static constexpr int k_row = Q8 ? DK / 32 * 34 : DK * 2, v_row = Q8 ? DV / 32 * 34 : DV * 2; // bytes in the cache
     static constexpr int k_stride = DK * 2 + 16, v_stride = DV * 2 + 16;                         // of the f16 tile: 8 rows begin in 8 different groups of banks
     static constexpr int k_in = Q8 ? k_row : k_stride, v_in = Q8 ? v_row : v_stride;             // of a stage
-    static constexpr int tile = HS_TILE * (k_stride + v_stride), stage = HS_TILE * (k_in + v_in);
-    static constexpr int budget = (27 * 1024 - (Q8 ? tile : 0)) / stage, stages = budget < 2 ? 2 : budget > 6 ? 6 : budget; // two thread blocks an SM
-    static constexpr int counts = stages * stage + (Q8 ? tile : 0), bytes = counts + 32;         // of a warp
+    static constexpr int stage = HS_TILE * (k_in + v_in);
+    static constexpr int budget = (blocks == 3 ? 18 : 27) * 1024 / stage, stages = budget < 2 ? 2 : budget > 6 ? 6 : budget;
+    static constexpr int counts = stages * stage, bytes = counts + 32;                           // of a warp
     static constexpr int chunk = !Q8 ? 16 : k_row % 8 == 0 && v_row % 8 == 0 ? 8 : 4;            // rows of q8_0 lie on multiples of that
     static constexpr int o_stride = DV + 4;                                                      // of the warps' results, in f32
     static_assert(bytes >= (2 * HS_DECODE_REP + HS_DECODE_REP * o_stride) * 4, "the warp's result takes the place of its stages");
     static_assert(stage % 16 == 0 && k_row % chunk == 0 && v_row % chunk == 0, "alignment");
 };
 
-template <int N> static __device__ __forceinline__ void copy_async(unsigned to, const char * from, bool real) {
-    const int bytes = real ? N : 0; // the rest is zeros
-    if constexpr (N == 16) {
-        asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
-    } else {
-        asm volatile("cp.async.ca.shared.global [%0], [%1], %3, %2;" ::"r"(to), "l"(from), "r"(bytes), "n"(N) : "memory");
-    }
-}
-static __device__ __forceinline__ void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int N> static __device__ __forceinline__ void copy_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
-
-static __device__ __forceinline__ void load_matrices(unsigned (&x)[4], unsigned at) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(at) : "memory");
-}
-static __device__ __forceinline__ void load_matrices_trans(unsigned (&x)[4], unsigned at) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "r"(at) : "memory");
-}
-static __device__ __forceinline__ unsigned transposed(unsigned x) {
-    unsigned y;
-    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
-    return y;
-}
-static __device__ __forceinline__ void mma(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-static __device__ __forceinline__ unsigned pack(float x, float y) {
-    const half2 h = __floats2half2_rn(x, y);
-    return *(const unsigned *) &h;
-}
-static __device__ __forceinline__ float clamp_f16(float x) { return fminf(fmaxf(x, -65504.0f), 65504.0f); }
-
-// 16 rows into shared memory; lane r (and r + 16) knows where row r lies, -1: it is not there, zeros.
+// 16 rows into shared memory; lane r (and r + 16) knows where row r lies, -1: it is not there, zeros. Not unrolled: the tiles at the ends of what is seen.
 template <int ROW, int STRIDE, int CHUNK> static __device__ __forceinline__ void copy_rows(unsigned to, const char * data, long long offset) {
     constexpr int per = ROW / CHUNK, n = HS_TILE * per;
     const int lane = threadIdx.x % 32;
-#pragma unroll
+#pragma unroll 1
     for (int i = 0; i < (n + 31) / 32; i++) {
         const int x = 32 * i + lane, row = x / per, c = x % per * CHUNK;
         const long long at = __shfl_sync(0xffffffff, offset, row % HS_TILE);
@@ -72,10 +40,10 @@ template <int ROW, int STRIDE, int CHUNK> static __device__ __forceinline__ void
 }
 
 // 16 rows that lie one behind the other: all addresses follow from one. ROW and STRIDE as above.
-template <int ROW, int STRIDE, int CHUNK> static __device__ __forceinline__ void copy_run(unsigned to, const char * from) {
+template <int ROW, int STRIDE, int CHUNK, int UNROLL> static __device__ __forceinline__ void copy_run(unsigned to, const char * from) {
     constexpr int per = ROW / CHUNK, n = HS_TILE * per;
     const int lane = threadIdx.x % 32;
-#pragma unroll
+#pragma unroll UNROLL
     for (int i = 0; i < (n + 31) / 32; i++) {
         const int x = 32 * i + lane;
         if (n % 32 == 0 || x < n) {
@@ -97,28 +65,7 @@ template <int ROW, int CHUNK> static __device__ __forceinline__ void copy_run_q8
             }
         }
     } else {
-        copy_run<ROW, ROW, CHUNK>(to, from);
-    }
-}
-
-// 16 rows of q8_0 -> f16, times the factor of the block or as integers.
-template <int D, int STRIDE, bool FACTOR> static __device__ __forceinline__ void unpack_rows(char * to, const char * from) {
-    constexpr int row_bytes = D / 32 * 34;
-    const int lane = threadIdx.x % 32;
-#pragma unroll
-    for (int i = 0; i < D / 16; i++) {
-        const int x = 32 * i + lane, row = x / (D / 8), e = x % (D / 8) * 8;
-        const char * block = from + row * row_bytes + e / 32 * 34;
-        const half2 d = __half2half2(*(const half *) block), bias = __float2half2_rn(1152.0f);
-        unsigned out[4];
-#pragma unroll
-        for (int y = 0; y < 4; y++) { // 0x6400 + (byte ^ 0x80) is the half 1024 + 128 + byte
-            const unsigned w = *(const unsigned short *) (block + 2 + e % 32 + 2 * y) ^ 0x8080u, h = __byte_perm(w, 0x64646464u, 0x4140);
-            half2 v = __hsub2(*(const half2 *) &h, bias);
-            v = FACTOR ? __hmul2(v, d) : v;
-            out[y] = *(const unsigned *) &v;
-        }
-        *(uint4 *) (to + row * STRIDE + 2 * e) = make_uint4(out[0], out[1], out[2], out[3]);
+        copy_run<ROW, ROW, CHUNK, 1>(to, from);
     }
 }
 
@@ -150,12 +97,12 @@ static __device__ __forceinline__ decode_row decode_find(const hs_decode & a, co
     if (tile < w.n_tiles) {
         const hs_keys keys = hs_tile_keys(a, w.n, w.sel, w.t, tile);
         const int n_slots = w.b.k.n_slots;
-        int j = keys.from, p = j / n_slots, slot = j - p * n_slots;
+        int j = keys.from, p = hs_div(j, a.by_slots[w.n]), slot = j - p * n_slots;
         r.n = keys.end - keys.from;
         r.run = r.n == HS_TILE && slot + HS_TILE <= n_slots;
         if (!r.run) {
             j += threadIdx.x % HS_TILE;
-            p = j / n_slots;
+            p = hs_div(j, a.by_slots[w.n]);
             slot = j - p * n_slots;
         }
         if (j < keys.end) {
@@ -166,8 +113,8 @@ static __device__ __forceinline__ decode_row decode_find(const hs_decode & a, co
     return r;
 }
 
-template <int DK, int DV, bool Q8> static __device__ __forceinline__ void decode_fill(const decode_work & w, char * mine, int stage, const decode_row & r) {
-    using L = decode_layout<DK, DV, Q8>;
+template <int DK, int DV, int NT, bool Q8> static __device__ __forceinline__ void decode_fill(const decode_work & w, char * mine, int stage, const decode_row & r) {
+    using L = decode_layout<DK, DV, NT, Q8>;
     if (threadIdx.x % 32 == 0) {
         ((int *) (mine + L::counts))[stage] = r.n;
     }
@@ -182,8 +129,8 @@ template <int DK, int DV, bool Q8> static __device__ __forceinline__ void decode
             copy_run_q8<L::k_row, L::chunk>(k_to, k.data + k_at);
             copy_run_q8<L::v_row, L::chunk>(v_to, v.data + v_at);
         } else {
-            copy_run<L::k_row, L::k_in, L::chunk>(k_to, k.data + k_at);
-            copy_run<L::v_row, L::v_in, L::chunk>(v_to, v.data + v_at);
+            copy_run<L::k_row, L::k_in, L::chunk, HS_TILE>(k_to, k.data + k_at);
+            copy_run<L::v_row, L::v_in, L::chunk, HS_TILE>(v_to, v.data + v_at);
         }
     }
     copy_commit();
@@ -192,49 +139,30 @@ template <int DK, int DV, bool Q8> static __device__ __forceinline__ void decode
 // Softmax state of a warp: of heads 8 i + 2 (lane % 4) + {0, 1}; the output's channels 16 x + lane / 4 + {0, 8}.
 template <int DV, int NT> struct decode_state { float m[NT][2], l[NT][2], o[DV / 16][NT][4]; };
 
-// One tile of n keys in shared memory; best: the largest logits so far of the block.
+// One tile of n keys in shared memory; best: the largest logits so far of the run.
 template <int DK, int DV, int NT, bool Q8>
 static __device__ __forceinline__ void decode_tile(decode_state<DV, NT> & st, float (&best)[NT][2], const unsigned (&q)[NT][DK / 16][2], char * mine,
     int stage, int n, float scale) {
-    using L = decode_layout<DK, DV, Q8>;
-    const int lane = threadIdx.x % 32, row = lane / 4;
-    char * tile = mine + stage * L::stage;
-    const char * raw = tile;
-    if constexpr (Q8) {
-        tile = mine + L::stages * L::stage;
-        unpack_rows<DK, L::k_stride, false>(tile, raw);
-        unpack_rows<DV, L::v_stride, true>(tile + HS_TILE * L::k_stride, raw + HS_TILE * L::k_row);
-        __syncwarp();
-    }
+    using L = decode_layout<DK, DV, NT, Q8>;
+    const int lane = threadIdx.x % 32;
+    const char * tile = mine + stage * L::stage;
     const unsigned base = (unsigned) __cvta_generic_to_shared(tile);
-    const unsigned k_at = base + lane % 16 * L::k_stride + lane / 16 * 16;
-    const unsigned v_at = base + HS_TILE * L::k_stride + (lane % 8 + lane / 16 * 8) * L::v_stride + lane / 8 % 2 * 16;
     float s[NT][4] = {};
+    if constexpr (Q8) {
+        q8_keys<DK, NT>(s, q, tile);
+    } else {
+        const unsigned at = base + lane % 16 * L::k_stride + lane / 16 * 16;
 #pragma unroll
-    for (int x = 0; x < DK / 32; x++) {
-        float c[NT][4] = {};
-#pragma unroll
-        for (int y = 2 * x; y < 2 * x + 2; y++) {
+        for (int x = 0; x < DK / 16; x++) {
             unsigned k[4];
-            load_matrices(k, k_at + y * 32);
+            load_matrices(k, at + x * 32);
 #pragma unroll
             for (int i = 0; i < NT; i++) {
-                mma(Q8 ? c[i] : s[i], k, q[i][y][0], q[i][y][1]);
-            }
-        }
-        if constexpr (Q8) {
-            const float d0 = __half2float(*(const half *) (raw + row * L::k_row + x * 34));
-            const float d1 = __half2float(*(const half *) (raw + (row + 8) * L::k_row + x * 34));
-#pragma unroll
-            for (int i = 0; i < NT; i++) {
-                s[i][0] += d0 * c[i][0];
-                s[i][1] += d0 * c[i][1];
-                s[i][2] += d1 * c[i][2];
-                s[i][3] += d1 * c[i][3];
+                mma(s[i], k, q[i][x][0], q[i][x][1]);
             }
         }
     }
-    const bool sees0 = row < n, sees1 = row + 8 < n;
+    const bool sees0 = (Q8 ? decode_key(lane / 4) : lane / 4) < n, sees1 = (Q8 ? decode_key(lane / 4 + 8) : lane / 4 + 8) < n;
     unsigned p[NT][2];
     float fix[NT][2];
     bool grew = false;
@@ -276,13 +204,18 @@ static __device__ __forceinline__ void decode_tile(decode_state<DV, NT> & st, fl
             }
         }
     }
+    if constexpr (Q8) {
+        q8_values<DV, NT>(st.o, p, tile + HS_TILE * L::k_row);
+    } else {
+        const unsigned at = base + HS_TILE * L::k_stride + (lane % 8 + lane / 16 * 8) * L::v_stride + lane / 8 % 2 * 16;
 #pragma unroll
-    for (int x = 0; x < DV / 16; x++) {
-        unsigned v[4];
-        load_matrices_trans(v, v_at + x * 32);
+        for (int x = 0; x < DV / 16; x++) {
+            unsigned v[4];
+            load_matrices_trans(v, at + x * 32);
 #pragma unroll
-        for (int i = 0; i < NT; i++) {
-            mma(st.o[x][i], v, p[i][0], p[i][1]);
+            for (int i = 0; i < NT; i++) {
+                mma(st.o[x][i], v, p[i][0], p[i][1]);
+            }
         }
     }
 }
@@ -292,44 +225,59 @@ template <int DV>
 static __device__ __forceinline__ void decode_join(const hs_decode & a, const decode_work & w, const char * smem, int warp_bytes, int token, int split) {
     constexpr int o_stride = DV + 4;
     const int n_rep = w.b.n_rep;
-    for (int i = threadIdx.x; i < n_rep * DV; i += blockDim.x) {
+    for (int i = 4 * threadIdx.x; i < n_rep * DV; i += 4 * blockDim.x) {
         const int r = i / DV, x = i % DV, head = w.g * n_rep + r;
         const float sink = a.direct && w.b.sinks ? w.b.sinks[head] : HS_SINK_ABSENT;
-        float top = sink > HS_SINK_ABSENT ? sink : HS_DECODE_START;
-        for (int y = 0; y < a.warps; y++) {
-            top = fmaxf(top, ((const float *) (smem + y * warp_bytes))[r]);
+        float m[HS_DECODE_WARPS], top = sink > HS_SINK_ABSENT ? sink : HS_DECODE_START, sum = 0.0f;
+        float4 o = make_float4(0, 0, 0, 0);
+#pragma unroll
+        for (int y = 0; y < HS_DECODE_WARPS; y++) {
+            m[y] = y < a.warps ? ((const float *) (smem + y * warp_bytes))[r] : HS_DECODE_START;
+            top = fmaxf(top, m[y]);
         }
-        float sum = 0.0f, o = 0.0f;
-        for (int y = 0; y < a.warps; y++) {
-            const float * s = (const float *) (smem + y * warp_bytes), f = expf(s[r] - top);
-            sum += s[HS_DECODE_REP + r] * f;
-            o += s[2 * HS_DECODE_REP + r * o_stride + x] * f;
+#pragma unroll
+        for (int y = 0; y < HS_DECODE_WARPS; y++) {
+            if (y < a.warps) {
+                const float * s = (const float *) (smem + y * warp_bytes), f = __expf(m[y] - top);
+                const float4 z = *(const float4 *) (s + 2 * HS_DECODE_REP + r * o_stride + x);
+                sum += s[HS_DECODE_REP + r] * f;
+                o = make_float4(o.x + z.x * f, o.y + z.y * f, o.z + z.z * f, o.w + z.w * f);
+            }
         }
         if (a.direct) {
-            const float all = sum + (sink > HS_SINK_ABSENT ? expf(sink - top) : 0.0f);
-            a.out[((int64_t) token * a.n_head + head) * DV + x] = sum > 0.0f ? o / all * hs_dev_gate(a, token, head, w.n, x) : 0.0f;
+            const float all = sum + (sink > HS_SINK_ABSENT ? __expf(sink - top) : 0.0f), e[4] = { o.x, o.y, o.z, o.w };
+#pragma unroll
+            for (int y = 0; y < 4; y++) {
+                a.out[((int64_t) token * a.n_head + head) * DV + x + y] = sum > 0.0f ? e[y] / all * hs_dev_gate(a, token, head, w.n, x + y) : 0.0f;
+            }
             continue;
         }
         const int64_t place = (((int64_t) token * w.b.n_head_kv + w.g) * a.splits[w.n] + split) * n_rep + r;
-        a.part[w.n][place * DV + x] = o;
+        *(float4 *) (a.part[w.n] + place * DV + x) = o;
         if (x == 0) {
             a.ml[w.n][place] = make_float2(top, sum);
         }
     }
 }
 
-template <int DK, int DV, int NT, bool Q8> static __global__ void __launch_bounds__(32 * HS_DECODE_WARPS, 2) decode_kernel(const hs_decode a) {
-    using L = decode_layout<DK, DV, Q8>;
+template <int DK, int DV, int NT, bool Q8> static __global__ void __launch_bounds__(32 * HS_DECODE_WARPS, decode_layout<DK, DV, NT, Q8>::blocks) decode_kernel(const hs_decode a) {
+    using L = decode_layout<DK, DV, NT, Q8>;
     extern __shared__ __align__(16) char smem[];
+    if (!a.direct) {
+        let_next_begin();
+    }
     const int n = blockIdx.x < (unsigned) (a.splits[0] * a.b[0].n_head_kv) ? 0 : 1, index = blockIdx.x - n * a.splits[0] * a.b[0].n_head_kv;
-    const int token = blockIdx.y, warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = index / a.splits[n], split = index % a.splits[n];
+    const int token = blockIdx.y, warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = hs_div(index, a.by_splits[n]), split = index - g * a.splits[n];
     decode_work w = { a.b[n], nullptr, n, a.pos[token], a.seq[token], g, 0 };
+    w.sel = w.b.sel ? w.b.sel + ((int64_t) token * w.b.n_head_kv + g) * a.top_k : nullptr;
+    if (w.sel) {
+        prefetch(w.sel); // on its way while the position is
+    }
     w.n_tiles = hs_n_tiles(a, n, w.t);
     const int n_splits = hs_n_splits(a, n, w.n_tiles), n_rep = w.b.n_rep;
     if (split >= n_splits) {
         return;
     }
-    w.sel = w.b.sel ? w.b.sel + ((int64_t) token * w.b.n_head_kv + g) * a.top_k : nullptr;
     char * mine = smem + warp * L::bytes;
     decode_cursor here = { warp * n_splits + split, 0, a.run[n], n_splits * a.warps }, ahead = here;
 
@@ -338,23 +286,23 @@ template <int DK, int DV, int NT, bool Q8> static __global__ void __launch_bound
     for (int i = 0; i < L::stages - 1; i++, ahead.next()) {
         found[i] = decode_find(a, w, ahead.tile());
     }
-    unsigned q[NT][DK / 16][2];
-#pragma unroll
-    for (int i = 0; i < NT; i++) {
-        const int r = 8 * i + lane / 4;
-        const float * from = a.q + ((int64_t) token * a.n_head + g * n_rep + (r < n_rep ? r : 0)) * DK + lane % 4 * 2;
-#pragma unroll
-        for (int x = 0; x < DK / 8; x++) {
-            const float2 y = *(const float2 *) (from + 8 * x);
-            q[i][x / 2][x % 2] = r < n_rep ? pack(clamp_f16(y.x), clamp_f16(y.y)) : 0u;
-        }
-    }
 #pragma unroll
     for (int i = 0; i < L::stages - 1; i++) {
-        decode_fill<DK, DV, Q8>(w, mine, i, found[i]);
+        decode_fill<DK, DV, NT, Q8>(w, mine, i, found[i]);
     }
     decode_row next = decode_find(a, w, ahead.tile()); // a step before it is needed: the page's number is on its way during a tile
     ahead.next();
+    unsigned q[NT][DK / 16][2]; // on its way while the first tiles are
+#pragma unroll
+    for (int i = 0; i < NT; i++) {
+        const int r = 8 * i + lane / 4, c = lane % 4;
+        const float * from = a.q + ((int64_t) token * a.n_head + g * n_rep + (r < n_rep ? r : 0)) * DK;
+#pragma unroll
+        for (int x = 0; x < DK / 8; x++) {
+            const float2 y = *(const float2 *) (from + (Q8 ? q8_channel(x / 4, 8 * c, 2 * (x % 4)) : 8 * x + 2 * c));
+            q[i][x / 2][x % 2] = r < n_rep ? pack(clamp_f16(y.x), clamp_f16(y.y)) : 0u;
+        }
+    }
 
     decode_state<DV, NT> st = {};
     float best[NT][2];
@@ -365,7 +313,7 @@ template <int DK, int DV, int NT, bool Q8> static __global__ void __launch_bound
     for (int stage = 0; here.tile() < w.n_tiles; here.next()) {
         copy_wait<L::stages - 2>();
         __syncwarp(); // the tile is there, and the stage that is filled now has been read by all lanes
-        decode_fill<DK, DV, Q8>(w, mine, stage == 0 ? L::stages - 1 : stage - 1, next);
+        decode_fill<DK, DV, NT, Q8>(w, mine, stage == 0 ? L::stages - 1 : stage - 1, next);
         next = decode_find(a, w, ahead.tile());
         ahead.next();
         const int keys = ((const int *) (mine + L::counts))[stage];
@@ -373,8 +321,8 @@ template <int DK, int DV, int NT, bool Q8> static __global__ void __launch_bound
             decode_tile<DK, DV, NT, Q8>(st, best, q, mine, stage, keys, a.scale);
         }
         stage = stage + 1 == L::stages ? 0 : stage + 1;
-        if (a.raw && (here.sub + 1 == here.run || here.tile() + 1 == w.n_tiles)) {
-            float * raw = a.raw + (((int64_t) token * w.b.n_head_kv + g) * a.n_blocks + here.u) * n_rep;
+        if (a.raw && (here.sub + 1 == here.run || here.tile() + 1 == w.n_tiles)) { // a run has ended
+            float * raw = a.raw + (((int64_t) token * w.b.n_head_kv + g) * a.n_blocks * a.runs + here.u) * n_rep;
 #pragma unroll
             for (int i = 0; i < NT; i++) {
 #pragma unroll
@@ -404,8 +352,9 @@ template <int DK, int DV, int NT, bool Q8> static __global__ void __launch_bound
             to[HS_DECODE_REP + r] = l;
 #pragma unroll
             for (int x = 0; x < DV / 16; x++) {
-                to[2 * HS_DECODE_REP + r * L::o_stride + 16 * x + lane / 4] = st.o[x][i][e];
-                to[2 * HS_DECODE_REP + r * L::o_stride + 16 * x + lane / 4 + 8] = st.o[x][i][2 + e];
+                const int first = 4 * (lane / 4), y = x % 2 * 2; // q8_0
+                to[2 * HS_DECODE_REP + r * L::o_stride + (Q8 ? q8_channel(x / 2, first, y) : 16 * x + lane / 4)] = st.o[x][i][e];
+                to[2 * HS_DECODE_REP + r * L::o_stride + (Q8 ? q8_channel(x / 2, first, y + 1) : 16 * x + lane / 4 + 8)] = st.o[x][i][2 + e];
             }
         }
     }
@@ -413,6 +362,11 @@ template <int DK, int DV, int NT, bool Q8> static __global__ void __launch_bound
     decode_join<DV>(a, w, smem, L::bytes, token, split);
 }
 
+template <int DK, int DV, int NT, bool Q8> static hs_decode_shape decode_shape_of() {
+    using L = decode_layout<DK, DV, NT, Q8>;
+    return { (size_t) L::bytes, L::blocks, decode_kernel<DK, DV, NT, Q8> };
+}
+
 template <int DK, int DV, bool Q8> static hs_decode_shape decode_shape(int n_rep) {
-    return { (size_t) decode_layout<DK, DV, Q8>::bytes, n_rep <= 8 ? decode_kernel<DK, DV, 1, Q8> : decode_kernel<DK, DV, 2, Q8> };
+    return n_rep <= 8 ? decode_shape_of<DK, DV, 1, Q8>() : decode_shape_of<DK, DV, 2, Q8>();
 }

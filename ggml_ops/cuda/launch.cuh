@@ -9,3 +9,7 @@ void hs_cuda_attn_full(ggml_backend_cuda_context & ctx, ggml_tensor * dst, const
 void hs_cuda_attn_sparse(ggml_backend_cuda_context & ctx, ggml_tensor * dst, const hs_op_params * p);
 void hs_cuda_attn_window(ggml_backend_cuda_context & ctx, ggml_tensor * dst, const hs_op_params * p);
 void hs_cuda_select_blocks(ggml_backend_cuda_context & ctx, ggml_tensor * dst, const hs_op_params * p);
+
+// Not a node of ours but one of ggml's, which we multiply faster: matmul.cu.
+bool hs_cuda_matmul_takes(const ggml_tensor * node, int cc);
+void hs_cuda_matmul(ggml_backend_cuda_context & ctx, ggml_tensor * node);

@@ -9,6 +9,7 @@
 // scores.
 // Order of summation: keys ascending, KEYS a step; within a step the tensor core's; row sums: a lane's columns, then 4 lanes. It depends on the other
 // tokens of the tile only by steps that a row does not see at all (exact zeros).
+#include "prefill_sm90_map.cuh"
 #include "prefill_sm90_rows.cuh"
 
 #define HS_MIN_TOKENS 32
@@ -131,7 +132,7 @@ template <int D_QK, int D_V, int KEYS, bool SCORES> static __global__ void __lau
     const __grid_constant__ CUtensorMap map_k, const __grid_constant__ CUtensorMap map_v) {
 #ifdef HS_SM90A
     extern __shared__ char dynamic[];
-    __shared__ hs_sm90_barriers bars; // static shared memory: how the host sees that this body was compiled (code_here)
+    __shared__ hs_sm90_barriers bars; // static shared memory: how the host sees that this body was compiled (hs_sm90_code_here)
     __shared__ float2 lse[2][HS_ROWS];
     const uint32_t smem = (hs_smem(dynamic) + 1023) / 1024 * 1024;
     if (threadIdx.x == 0) {
@@ -169,44 +170,9 @@ template <int D_QK, int D_V, int KEYS, bool SCORES> static __global__ void __lau
 
 // --- host ---
 
-typedef CUresult (*encode_fn)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *, const cuuint64_t *, const cuuint64_t *, const cuuint32_t *,
-    const cuuint32_t *, CUtensorMapInterleave, CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
-
-// A function of the driver, found at run time: the library must load where there is no driver.
-static encode_fn encoder() {
-    void * f = nullptr;
-    cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
-#if CUDART_VERSION >= 12050
-    const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &f, 12000, cudaEnableDefault, &found);
-#else
-    const cudaError_t error = cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &f, cudaEnableDefault, &found);
-#endif
-    return error == cudaSuccess && found == cudaDriverEntryPointSuccess ? (encode_fn) f : nullptr;
-}
-
-// A pool as [page][KV head][slot][channel], read in boxes of 64 slots x 64 channels.
-static bool map_of(const hs_dev_cache & c, int d, int n_head_kv, CUtensorMap * map) {
-    static const encode_fn encode = encoder();
-    const cuuint64_t dims[] = { (cuuint64_t) d, HS_PAGE, (cuuint64_t) n_head_kv, (cuuint64_t) c.n_pages };
-    const cuuint64_t strides[] = { (cuuint64_t) c.nb1, (cuuint64_t) c.nb2, (cuuint64_t) c.nb3 };
-    const cuuint32_t box[] = { 64, HS_PAGE, 1, 1 }, one[] = { 1, 1, 1, 1 };
-    return encode && encode(map, CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 4, (void *) c.data, dims, strides, box, one, CU_TENSOR_MAP_INTERLEAVE_NONE,
-        CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
-}
-
-// Was the kernel compiled for this device's instructions, and not only a plain sm_90 or older?
-static bool code_here() {
-    cudaFuncAttributes f = {};
-    if (cudaFuncGetAttributes(&f, sm90_kernel<128, 128, 128, true>) != cudaSuccess) {
-        (void) cudaGetLastError();
-        return false;
-    }
-    return f.sharedSizeBytes >= sizeof(hs_sm90_barriers);
-}
-
 static bool cache_takes(const hs_dev_cache & c, int d, int n_head_kv) {
     CUtensorMap map;
-    return c.type == GGML_TYPE_F16 && c.table && c.n_slots == HS_PAGE && map_of(c, d, n_head_kv, &map);
+    return c.type == GGML_TYPE_F16 && c.table && c.n_slots == HS_PAGE && hs_sm90_map(c, d, n_head_kv, &map);
 }
 
 bool hs_cuda_prefill_sm90_takes(const hs_dev_attn & a, int cc) {
@@ -218,13 +184,13 @@ bool hs_cuda_prefill_sm90_takes(const hs_dev_attn & a, int cc) {
     if (!dims || !(a.scale > 0.0f && a.scale < 1e6f) || (a.scores && a.block_size != HS_PAGE)) {
         return false;
     }
-    static const bool have = code_here();
+    static const bool have = hs_sm90_code_here(sm90_kernel<128, 128, 128, true>, sizeof(hs_sm90_barriers));
     return have && cache_takes(b.k, a.d_qk, b.n_head_kv) && cache_takes(b.v, a.d_v, b.n_head_kv);
 }
 
 template <int D_QK, int D_V, int KEYS, bool SCORES> static void launch(ggml_backend_cuda_context & ctx, hs_sm90 & a) {
     CUtensorMap k, v;
-    GGML_ASSERT(map_of(a.b[0].k, D_QK, a.b[0].n_head_kv, &k) && map_of(a.b[0].v, D_V, a.b[0].n_head_kv, &v)); // as in takes
+    GGML_ASSERT(hs_sm90_map(a.b[0].k, D_QK, a.b[0].n_head_kv, &k) && hs_sm90_map(a.b[0].v, D_V, a.b[0].n_head_kv, &v)); // as in takes
     a.tokens = HS_ROWS / a.b[0].n_rep;
     a.n_tiles = (a.n_tokens + a.tokens - 1) / a.tokens * a.b[0].n_head_kv;
     const int grid = std::min(a.n_tiles, ggml_cuda_info().devices[ctx.device].nsm);

@@ -85,7 +85,8 @@ template <int M, int N> static __device__ __forceinline__ void hs_wgmma_pin(floa
 #define HS_F32(d) HS_F16(d, 0), HS_F16(d, 16)
 #define HS_F64(d) HS_F16(d, 0), HS_F16(d, 16), HS_F16(d, 32), HS_F16(d, 48)
 
-// hs_wgmma: d [64 x N] = (add ? d : 0) + a [64 x 16] b [16 x N], both from shared memory, K-major. hs_wgmma_t: d += a b, a in registers, b MN-major.
+// hs_wgmma: d [64 x N] = (add ? d : 0) + a [64 x 16] b [16 x N], both from shared memory, K-major, or a in registers. hs_wgmma_t: d += a b, a in
+// registers, b MN-major.
 // Thread's part: rows r = 16 * warp + lane / 4 and r + 8. Accumulators: d[4 i + 0, 1] = row r, columns 8 i + 2 (lane % 4) + 0, 1; d[4 i + 2, 3] = the
 // same of row r + 8. a in registers: pairs of halves (row r, columns 2 (lane % 4) + 0, 1), (row r + 8, same), (row r, columns + 8), (row r + 8,
 // columns + 8): four consecutive pairs of the accumulators of two 8-column tiles, so weights become an operand in place.
@@ -95,6 +96,13 @@ static __device__ __forceinline__ void hs_wgmma(float (&d)[32], uint64_t a, uint
         "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
         "}, %32, %33, p, 1, 1, 0, 0;\n}\n"
         : HS_F32(d) : "l"(a), "l"(b), "r"(add));
+}
+static __device__ __forceinline__ void hs_wgmma(float (&d)[32], const uint32_t * a, uint64_t b, int add) {
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+        "}, {%32, %33, %34, %35}, %36, p, 1, 1, 0;\n}\n"
+        : HS_F32(d) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
 }
 static __device__ __forceinline__ void hs_wgmma_t(float (&d)[32], const uint32_t * a, uint64_t b) {
     asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {"

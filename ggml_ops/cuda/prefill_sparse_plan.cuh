@@ -22,6 +22,7 @@ struct hs_sparse_job : hs_dev_attn {
     int * counts;          // [2] alike
     int * order;           // [HS_TILE_TOKENS] alike: which token of the tile is the i-th
     int n0, n1, n_rep, n_head_kv, tile_tokens, group, n_words, n_stages, cap[2]; // group: tokens a warp works on
+    bool halves;           // or a warpgroup, of two, which share what is loaded
 };
 
 static __device__ __forceinline__ int64_t hs_tile_at(const hs_sparse_job & a) { return (int64_t) blockIdx.x * a.n_head_kv + blockIdx.y; }
@@ -117,6 +118,42 @@ static __device__ __forceinline__ void hs_order(const unsigned (*alike)[HS_ALIKE
     }
 }
 
+// The same in two groups, the first of `size` tokens, that grow by turns: so neither gets all the misfits, for which the other would have to
+// wait.
+static __device__ __forceinline__ void hs_order_halves(const unsigned (*alike)[HS_ALIKE_WORDS + 1], int * order, int n, int size, int n_words) {
+    const int lane = threadIdx.x;
+    unsigned long long left = n == 64 ? ~0ull : (1ull << n) - 1;
+    unsigned have[2] = { 0, 0 }; // lane w: word w of the groups' chunks
+    int at[2] = { 0, min(size, n) };
+    const int end[2] = { at[1], n };
+    for (int i = 0; i < n; i++) {
+        const bool second = i % 2 ? at[1] < end[1] : at[0] == end[0];
+        const bool seed = second && at[1] == end[0]; // its first token: the one least like the first group
+        const unsigned mine = second && !seed ? have[1] : have[0];
+        int more[2] = { 0, 0 };
+        for (int w = 0; w < n_words; w++) {
+            const unsigned had = __shfl_sync(0xffffffff, mine, w);
+            more[0] += __popc(alike[lane][w] & ~had);
+            more[1] += __popc(alike[lane + 32][w] & ~had);
+        }
+        unsigned best = UINT_MAX;
+        for (int h = 0; h < 2; h++) {
+            const unsigned worth = i == 0 ? 0 : seed ? 32 * HS_ALIKE_WORDS - more[h] : more[h];
+            best = left >> (lane + 32 * h) & 1 ? min(best, worth * 64 + lane + 32 * h) : best;
+        }
+        best = __reduce_min_sync(0xffffffff, best) % 64;
+        const unsigned add = lane < n_words ? alike[best][lane] : 0;
+        have[0] |= second ? 0 : add;
+        have[1] |= second ? add : 0;
+        left &= ~(1ull << best);
+        if (lane == 0) {
+            order[second ? at[1] : at[0]] = (int) best;
+        }
+        at[0] += second ? 0 : 1;
+        at[1] += second ? 1 : 0;
+    }
+}
+
 // A block of threads makes the list of one tile, KV head and branch: per sequence of the tile (in the order of their first tokens) a bitmap of the chunks,
 // their ranks, then the masks. Chunks come out in ascending order, whatever the order of the threads.
 static __global__ void __launch_bounds__(HS_PLAN_THREADS) hs_plan_kernel(const __grid_constant__ hs_sparse_job a) {
@@ -197,6 +234,8 @@ static __global__ void __launch_bounds__(HS_PLAN_THREADS) hs_plan_kernel(const _
         a.counts[hs_tile_at(a) * 2 + blockIdx.z] = count;
     }
     if (blockIdx.z == 0 && threadIdx.x < 32) {
-        hs_order(alike, a.order + hs_tile_at(a) * HS_TILE_TOKENS, n_tile, a.group, min((count + 31) / 32, HS_ALIKE_WORDS));
+        int * order = a.order + hs_tile_at(a) * HS_TILE_TOKENS;
+        const int n_words = min((count + 31) / 32, HS_ALIKE_WORDS);
+        a.halves ? hs_order_halves(alike, order, n_tile, a.group, n_words) : hs_order(alike, order, n_tile, a.group, n_words);
     }
 }

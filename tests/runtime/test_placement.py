@@ -174,6 +174,18 @@ def test_cache_types(case: Case, cache: str) -> None:
         check(session, case, cache, [150, *[1] * 50])
 
 
+def test_products_of_many_tokens(everything_selected: Callable[[str], Case]) -> None:
+    """From 384 tokens on, quantised matrices are multiplied by cuBLAS in f16 (ggml_ops/cuda/matmul.cu)."""
+    case, tokens = everything_selected("dense"), random_tokens(500, 7)
+    with session_of(case.model("q8_0", **CPU), "f16", n_ubatch=512) as session:
+        expected = run(session, tokens)
+    for n_ubatch in (512, 128):
+        with session_of(case.model("q8_0", **ALL), "f16", n_ubatch=n_ubatch) as session:
+            logits = run(session, tokens)
+        assert_close(logits, expected, LIMITS["q8_0"], f"n_ubatch {n_ubatch}")
+        assert_same_tokens(logits, expected, "q8_0")
+
+
 @pytest.mark.parametrize("n_ubatch", [1, 7, 512])
 @cases(*SOME)
 def test_ubatches(case: Case, n_ubatch: int) -> None:
@@ -263,7 +275,7 @@ def test_memory_by_device(n: int | str, checkpoints: Checkpoints) -> None:
         assert sum(getattr(row, kind) for row in rows) == getattr(memory, kind) > 0
     assert (plan.pages, plan.rings) == (memory.pages, memory.rings)
     if n == "all":
-        assert rows[0].pages == memory.pages and rows[0].rings == memory.rings and rows[0].weights > rows[1].weights > 0
+        assert (rows[0].pages, rows[0].rings, rows[0].weights) == (memory.pages, memory.rings, memory.weights)
 
 
 @pytest.mark.parametrize("options, words", [
