@@ -3,6 +3,7 @@
 // whole and replayed: capture.cu. An error inside, which ggml ends with abort(), comes back as a status.
 #include "hs_cuda.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <mutex>
 #include <new>
@@ -87,7 +88,9 @@ ggml_status run(ggml_backend_t backend, ggml_cgraph * graph) {
     const int n = ggml_graph_n_nodes(graph), cc = ggml_cuda_info().devices[ctx.device].cc;
     for (int i = 0; i < n;) {
         int end = i;
-        while (end < n && !hs_op_find(ggml_graph_node(graph, end)) && !hs_cuda_matmul_takes(ggml_graph_node(graph, end), cc)) {
+        int covered = 0; // nodes that are one product of ours
+        while (end < n && !hs_op_find(ggml_graph_node(graph, end)) && !hs_cuda_matmul_takes(ggml_graph_node(graph, end), cc) &&
+               (covered = hs_cuda_gemv_takes(graph, end, cc)) == 0) {
             end++;
         }
         if (end > i) {
@@ -101,14 +104,16 @@ ggml_status run(ggml_backend_t backend, ggml_cgraph * graph) {
         if (end < n) {
             ggml_cuda_set_device(ctx.device);
             ggml_tensor * node = ggml_graph_node(graph, end);
-            if (hs_op_find(node)) {
+            if (covered > 0) {
+                hs_cuda_gemv(ctx, graph, end, covered);
+            } else if (hs_op_find(node)) {
                 launch(ctx, node, hs_op_node_params(node));
             } else {
                 hs_cuda_matmul(ctx, node);
             }
             CUDA_CHECK(cudaGetLastError());
         }
-        i = end + 1;
+        i = end + std::max(covered, 1);
     }
     return GGML_STATUS_SUCCESS;
 }

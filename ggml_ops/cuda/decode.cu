@@ -1,5 +1,6 @@
 // Attention of few queries: which nodes the kernel of decode_kernel.cuh takes, and how many thread blocks share the keys of a (token, KV head).
 #include "decode.cuh"
+#include "early.cuh"
 
 #define HS_DECODE_MAX_SPLITS 256
 
@@ -97,7 +98,7 @@ void hs_cuda_decode(ggml_backend_cuda_context & ctx, const hs_dev_attn & given) 
     }
     CUDA_CHECK(cudaFuncSetAttribute((const void *) shape.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int) shared));
     const unsigned blocks = a.splits[0] * a.b[0].n_head_kv + a.splits[1] * a.b[1].n_head_kv;
-    shape.kernel<<<dim3(blocks, a.n_tokens), 32 * a.warps, shared, ctx.stream()>>>(a);
+    hs_launch_early(ctx, true, shape.kernel, dim3(blocks, a.n_tokens), 32 * a.warps, shared, a);
     if (!a.direct) {
         hs_cuda_decode_merge(ctx, a);
     }

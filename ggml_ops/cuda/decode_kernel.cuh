@@ -263,9 +263,8 @@ static __device__ __forceinline__ void decode_join(const hs_decode & a, const de
 template <int DK, int DV, int NT, bool Q8> static __global__ void __launch_bounds__(32 * HS_DECODE_WARPS, decode_layout<DK, DV, NT, Q8>::blocks) decode_kernel(const hs_decode a) {
     using L = decode_layout<DK, DV, NT, Q8>;
     extern __shared__ __align__(16) char smem[];
-    if (!a.direct) {
-        let_next_begin();
-    }
+    wait_for_previous();
+    let_next_begin(); // only now: the kernel of the parts' sums reads gates before it waits for this one
     const int n = blockIdx.x < (unsigned) (a.splits[0] * a.b[0].n_head_kv) ? 0 : 1, index = blockIdx.x - n * a.splits[0] * a.b[0].n_head_kv;
     const int token = blockIdx.y, warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = hs_div(index, a.by_splits[n]), split = index - g * a.splits[n];
     decode_work w = { a.b[n], nullptr, n, a.pos[token], a.seq[token], g, 0 };

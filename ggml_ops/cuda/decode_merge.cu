@@ -187,6 +187,7 @@ static __device__ __forceinline__ void merge_scores(const hs_decode & a, int tok
 
 // Thread blocks: the heads of a token, then the scores of its KV heads, HS_MERGE_BLOCKS each. 64 registers: so there is room beside the kernel of the parts.
 template <int QUADS> static __global__ void __launch_bounds__(32 * HS_MERGE_WARPS, QUADS == 1 ? 4 : 2) merge_kernel(const hs_decode a) {
+    let_next_begin(); // whatever is launched early waits for this kernel, and this one for the parts
     const int token = blockIdx.y, x = blockIdx.x, t = a.pos[token];
     if (x < a.n_head) {
         merge_out<QUADS>(a, token, x, t);

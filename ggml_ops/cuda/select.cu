@@ -4,6 +4,7 @@
 // it is taken, and of the equal ones the lowest: warps own consecutive runs of blocks, so one more barrier gives each where its run begins in the output, and
 // ballots the rest. Replaces a sort of the row; saves all but one read of it, and a histogram whose counters collide because scores are alike. Everything is
 // integer counts: no order of summation.
+#include "early.cuh"
 #include "launch.cuh"
 
 #define HS_SELECT_WARPS 32 // at most
@@ -90,6 +91,7 @@ template <int HELD> static __device__ __forceinline__ unsigned kth(const part<HE
 template <int HELD> static __global__ void __launch_bounds__(32 * HS_SELECT_WARPS) select_kernel(const float * scores, const int32_t * pos, int32_t * out, int n_blocks,
     int n_head_kv, int block_size, int top_k) {
     __shared__ select_shared sh;
+    wait_for_previous();
     const int64_t row = blockIdx.x;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, n = pos[row / n_head_kv] / block_size + 1;
     int32_t * sel = out + row * top_k;
@@ -154,6 +156,6 @@ void hs_cuda_select_blocks(ggml_backend_cuda_context & ctx, ggml_tensor * dst, c
     const int n_blocks = (int) scores->ne[0];
     const int threads = rows > 1024 || n_blocks <= 256 ? 128 : n_blocks <= 4096 ? 512 : 32 * HS_SELECT_WARPS; // many rows fill the device, few must be quick
     const auto kernel = n_blocks <= 4 * threads ? select_kernel<4> : select_kernel<16>; // short code: few instructions to fetch when it has not run for a while
-    kernel<<<(unsigned) rows, threads, 0, ctx.stream()>>>((const float *) scores->data, (const int32_t *) dst->src[HS_SELECT_POS_SEQ]->data, (int32_t *) dst->data,
-        n_blocks, (int) scores->ne[1], p->block_size, p->top_k);
+    hs_launch_early(ctx, true, kernel, dim3((unsigned) rows), threads, 0, (const float *) scores->data, (const int32_t *) dst->src[HS_SELECT_POS_SEQ]->data,
+        (int32_t *) dst->data, n_blocks, (int) scores->ne[1], p->block_size, p->top_k);
 }
