@@ -8,6 +8,7 @@
 
 #define HS_MATMUL_TOKENS 384
 #define HS_MATMUL_SCALE 16.0f
+#define HS_MATMUL_BYTES ((int64_t) 512 << 20) // of a widened matrix at most: an output matrix for all tokens of a prompt would take gigabytes
 
 static __global__ void narrow_kernel(const float4 * x, half2 * y, int64_t n) {
     for (int64_t i = (int64_t) blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (int64_t) gridDim.x * blockDim.x) {
@@ -24,8 +25,10 @@ bool hs_cuda_matmul_takes(const ggml_tensor * node, int cc) {
         return false;
     }
     const ggml_tensor * w = node->src[0], * x = node->src[1];
-    return ggml_is_quantized(w->type) && ggml_get_to_fp16_cuda(w->type) && ggml_is_contiguous(w) && w->ne[2] == 1 && w->ne[3] == 1 && x->type == GGML_TYPE_F32 &&
-           ggml_is_contiguous(x) && x->ne[2] == 1 && x->ne[3] == 1 && x->ne[0] % 8 == 0 && node->type == GGML_TYPE_F32 && ggml_is_contiguous(node);
+    const bool flat = ggml_is_contiguous(w) && w->ne[2] == 1 && w->ne[3] == 1 && ggml_is_contiguous(x) && x->ne[2] == 1 && x->ne[3] == 1 &&
+                      ggml_is_contiguous(node);
+    return flat && x->type == GGML_TYPE_F32 && node->type == GGML_TYPE_F32 && x->ne[0] % 8 == 0 && ggml_is_quantized(w->type) &&
+           ggml_get_to_fp16_cuda(w->type) && 2 * ggml_nelements(w) <= HS_MATMUL_BYTES;
 }
 
 void hs_cuda_matmul(ggml_backend_cuda_context & ctx, ggml_tensor * node) {
