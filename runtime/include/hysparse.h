@@ -150,7 +150,7 @@ int32_t hs_session_device_memory(const hs_session * s, hs_device_memory * out, i
 // want[i] != 0 (want NULL: the last token only): one row of n_vocab f32 logits is written to `logits`, rows in token order; logits may be NULL if
 // no row is wanted. On failure the ubatches before the failing one stay appended, the failing one is not: hs_seq_len tells.
 int  hs_eval(hs_session * s, int32_t n, const int32_t * tokens, const int32_t * seq, const int8_t * want, float * logits, hs_error * err);
-void hs_session_cancel(hs_session * s);           // any thread: the running call ends with HS_E_CANCELLED within one graph node
+void hs_session_cancel(hs_session * s);           // any thread: the running call ends with HS_E_CANCELLED within one graph node (on a GPU: within one ubatch)
 
 int32_t hs_seq_len(const hs_session * s, int32_t seq);                        // tokens held; -1: no such sequence
 int  hs_seq_tokens(const hs_session * s, int32_t seq, int32_t * out, int32_t n_max); // copies min(len, n_max), returns len
