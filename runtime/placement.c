@@ -150,7 +150,7 @@ static bool place(struct placer * c, int32_t n, int32_t n_cpu_moe) {
         }
         o->cpu_moe[il] = il < n_cpu_moe && c->layers[il].experts;
         const uint64_t bytes = gpu_bytes(c, il, o->cpu_moe[il]);
-        if (c->plan->layers[il].kv_source < 0 || c->plan->layers[il].kv_source == il) { // a group begins: on the device where most of this layer would lie
+        if (group_edge(c->plan, il) == il) { // no later layer reads an earlier one's cache: on the device where most of this layer would lie
             while (d + 1 < o->n_gpus && (double) so_far + (double) bytes / 2 > c->share[d] * (double) total) d++;
         }
         o->layer[il] = (int16_t) o->gpus[d];
@@ -160,6 +160,7 @@ static bool place(struct placer * c, int32_t n, int32_t n_cpu_moe) {
     }
     o->input = n > 0 && first == 0 ? o->layer[0] : HS_ON_CPU; // with every layer there, a token never waits for the CPU
     for (int32_t i = 0; i < o->n_gpus; i++) c->used[i] += o->gpus[i] == o->input ? c->input : 0;
+    while (d + 1 < o->n_gpus && c->share[d] <= 0) d++; // no layer has come to these
     o->output = n < 1 ? HS_ON_CPU : (int16_t) o->gpus[d];
     if (n >= 1) c->used[d] += c->output;
     else c->host += c->output;

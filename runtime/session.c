@@ -61,7 +61,7 @@ static bool should_abort(void * user) { return atomic_load(&((struct hs_session 
 void hs_session_cancel(hs_session * s) { atomic_store(&s->cancel, true); }
 
 // HS_E_MEMORY with what is free on each GPU.
-static int out_of_memory(const struct hs_session * s, const char * what, hs_error * err) {
+static int out_of_memory(const struct hs_session * s, const char * what, int32_t n_tokens, hs_error * err) {
     const struct hs_placement * at = &s->model->placement;
     char gpus[512] = "";
     size_t n = 0;
@@ -72,7 +72,7 @@ static int out_of_memory(const struct hs_session * s, const char * what, hs_erro
             (unsigned long long) total);
     }
     return hs_fail(err, HS_E_MEMORY, "%s: cannot allocate the memory for %d tokens at once (n_ubatch %d, n_ctx %d)%s", what,
-        s->graph.n_tokens ? s->graph.n_tokens : s->params.n_ubatch, s->params.n_ubatch, s->params.n_ctx, gpus);
+        n_tokens, s->params.n_ubatch, s->params.n_ctx, gpus);
 }
 
 static size_t each_input(struct hs_graph * g, ggml_backend_buffer_t buf) {
@@ -91,7 +91,7 @@ static size_t each_input(struct hs_graph * g, ggml_backend_buffer_t buf) {
 // Inputs into the buffer that lasts as long as the session. The first graph, of the largest ubatch, says how large it must be.
 static int place_inputs(struct hs_session * s, struct hs_graph * g, hs_error * err) {
     const struct hs_placement * at = &s->model->placement;
-    if (at->n_gpus != 1 || at->input == HS_ON_CPU) return HS_OK;
+    if (at->n_gpus != 1 || at->input == HS_ON_CPU || ggml_backend_buffer_is_host(s->model->weights.token_embd->buffer)) return HS_OK;
     if (!s->inputs_buf) {
         const size_t size = each_input(g, NULL) + 256 * 16 + (size_t) s->params.n_ubatch * sizeof(int32_t);
         s->inputs_buf = ggml_backend_buft_alloc_buffer(hs_device_buft(at->gpus[0]), size);
@@ -101,10 +101,8 @@ static int place_inputs(struct hs_session * s, struct hs_graph * g, hs_error * e
     return HS_OK;
 }
 
-// The graph of this shape, ready for its inputs: the present one, or a new one in the same memory.
-static int prepare_graph(struct hs_session * s, int32_t n_tokens, int32_t n_out, bool reserve, hs_error * err) {
-    const bool plain = s->capture != NULL;
-    if (s->graph.n_tokens == n_tokens && s->graph.n_out == n_out && s->graph.plain == plain) return HS_OK;
+// A new graph in the same memory, with its buffers (reserve: only those are made, for graphs up to this one).
+static int make_graph(struct hs_session * s, int32_t n_tokens, int32_t n_out, bool reserve, hs_error * err) {
     s->graph.n_tokens = 0;
     ggml_backend_sched_reset(s->sched);
     if (s->graph_ctx) ggml_free(s->graph_ctx);
@@ -112,13 +110,34 @@ static int prepare_graph(struct hs_session * s, int32_t n_tokens, int32_t n_out,
     if (!s->graph_ctx) return hs_fail(err, HS_E_MEMORY, "compute graph: cannot make a context of %zu bytes", s->graph_mem_size);
     struct hs_build b = { .model = s->model, .kv = &s->kv, .impl = s->params.use_ref ? HS_IMPL_REF : HS_IMPL_KERNEL, .ctx = s->graph_ctx,
         .n_threads_max = s->backends.n_threads > s->backends.n_threads_batch ? s->backends.n_threads : s->backends.n_threads_batch,
-        .params = s->op_params, .selection = s->selection, .plain = plain, .err = err };
+        .params = s->op_params, .selection = s->selection, .plain = s->capture != NULL, .err = err };
     struct hs_graph g;
     HS_TRY(hs_graph_build(&b, n_tokens, n_out, &g));
     HS_TRY(place_inputs(s, &g, err));
-    if (!(reserve ? ggml_backend_sched_reserve(s->sched, g.gf) : ggml_backend_sched_alloc_graph(s->sched, g.gf))) return out_of_memory(s, "compute buffers", err);
+    const bool ok = reserve ? ggml_backend_sched_reserve(s->sched, g.gf) : ggml_backend_sched_alloc_graph(s->sched, g.gf);
+    if (!ok) return out_of_memory(s, "compute buffers", n_tokens, err);
     if (!reserve) s->graph = g;
     return HS_OK;
+}
+
+// Compute buffers for a whole ubatch with so many rows of logits. The scheduler ignores a failure to grow them, so they are grown here first.
+static int reserve_graph(struct hs_session * s, int32_t n_out, hs_error * err) {
+    int32_t most = 1;
+    while (most < n_out) most *= 2;
+    if (most > s->params.n_ubatch) most = s->params.n_ubatch;
+    s->reserved_out = -1; // a failure leaves none
+    HS_TRY(make_graph(s, s->params.n_ubatch, most, true, err));
+    s->reserved_out = most;
+    s->reserved_plain = s->reserved_plain || s->capture;
+    return HS_OK;
+}
+
+// The graph of this shape, ready for its inputs: the present one, or a new one.
+static int prepare_graph(struct hs_session * s, int32_t n_tokens, int32_t n_out, hs_error * err) {
+    const bool plain = s->capture != NULL;
+    if (s->graph.n_tokens == n_tokens && s->graph.n_out == n_out && s->graph.plain == plain) return HS_OK;
+    if (n_out > s->reserved_out || (plain && !s->reserved_plain)) HS_TRY(reserve_graph(s, n_out, err));
+    return make_graph(s, n_tokens, n_out, false, err);
 }
 
 static int alloc_scratch(struct hs_session * s, hs_error * err) {
@@ -133,7 +152,7 @@ static int alloc_scratch(struct hs_session * s, hs_error * err) {
     s->op_params = calloc((size_t) hs_graph_max_params(s->model), sizeof *s->op_params);
     s->selection = calloc((size_t) s->model->hp.n_layer, sizeof(struct ggml_tensor *));
     s->pos_seq = calloc(2 * n, sizeof *s->pos_seq);
-    s->rows    = calloc(n * (size_t) heads, sizeof *s->rows);
+    s->rows    = calloc(n * (size_t) heads * HS_MAX_ROW_SETS, sizeof *s->rows);
     s->out_ids = calloc(n, sizeof *s->out_ids);
     s->count   = calloc((size_t) s->params.n_seq, sizeof *s->count);
     if (!s->graph_mem || !s->op_params || !s->selection || !s->pos_seq || !s->rows || !s->out_ids || !s->count) {
@@ -154,7 +173,7 @@ static int init(struct hs_session * s, const hs_session_params * p, hs_error * e
     HS_TRY(alloc_scratch(s, err));
     s->sched = ggml_backend_sched_new(s->backends.backend, NULL, s->backends.n, hs_graph_max_nodes(s->model) * 2, false, at->n_gpus > 0);
     if (!s->sched) return hs_fail(err, HS_E_MEMORY, "session: cannot make a scheduler");
-    return prepare_graph(s, s->params.n_ubatch, 1, true, err); // the largest graph sizes the compute buffers
+    return reserve_graph(s, 1, err);
 }
 
 int hs_session_new(hs_model * m, const hs_session_params * p, hs_session ** out, hs_error * err) {
@@ -200,7 +219,8 @@ static void set_input(struct hs_session * s, struct ggml_tensor * t, const void 
     else ggml_backend_tensor_set(t, data, 0, size);
 }
 
-// Positions, sequences and cache rows of this ubatch -> graph inputs. Every input is set every time: the allocator may reuse their memory in between.
+// Positions, sequences and cache rows of this ubatch -> graph inputs. All but an unchanged page table on the GPU are set every time: the allocator may reuse
+// their memory in between.
 static void set_inputs(struct hs_session * s, int32_t n, const int32_t * tokens, const int32_t * seq) {
     const struct hs_graph * g = &s->graph;
     const struct hs_layer_plan * plan = &s->model->plan;
@@ -216,12 +236,15 @@ static void set_inputs(struct hs_session * s, int32_t n, const int32_t * tokens,
         if (!s->inputs_buf || s->table_version != s->kv.table_version) set_input(s, g->table, s->kv.table, ggml_nbytes(g->table));
         s->table_version = s->kv.table_version;
     }
+    int64_t at = 0;
     for (int32_t r = 0; r < plan->n_rows; r++) {
         const int32_t n_head_kv = plan->rows[r].n_head_kv;
+        int64_t * rows = s->rows + at; // a place of its own for each set: an earlier one may still be on its way
         for (int32_t i = 0; i < n; i++) {
-            for (int32_t h = 0; h < n_head_kv; h++) s->rows[(int64_t) i * n_head_kv + h] = hs_kv_row(&s->kv, &plan->rows[r], sq[i], pos[i], h);
+            for (int32_t h = 0; h < n_head_kv; h++) rows[(int64_t) i * n_head_kv + h] = hs_kv_row(&s->kv, &plan->rows[r], sq[i], pos[i], h);
         }
-        set_input(s, g->rows[r], s->rows, (size_t) n * (size_t) n_head_kv * sizeof *s->rows);
+        at += (int64_t) n * n_head_kv;
+        set_input(s, g->rows[r], rows, (size_t) n * (size_t) n_head_kv * sizeof *rows);
     }
     if (g->out_ids) set_input(s, g->out_ids, s->out_ids, (size_t) g->n_out * sizeof *s->out_ids);
 }
@@ -234,7 +257,7 @@ static int compute(struct hs_session * s, hs_error * err) {
     const enum ggml_status st = ggml_backend_sched_graph_compute(s->sched, s->graph.gf);
     if (atomic_load(&s->cancel) || st == GGML_STATUS_ABORTED) return hs_fail(err, HS_E_CANCELLED, "evaluation was cancelled");
     if (s->capture_failed) return hs_fail(err, HS_E_MEMORY, "capture: cannot allocate memory for a node's values");
-    if (st == GGML_STATUS_ALLOC_FAILED) return out_of_memory(s, "evaluation", err);
+    if (st == GGML_STATUS_ALLOC_FAILED) return out_of_memory(s, "evaluation", s->graph.n_tokens, err);
     if (st != GGML_STATUS_SUCCESS) return hs_fail(err, HS_E_INTERNAL, "evaluation: the backend failed (%s)", ggml_status_to_string(st));
     return HS_OK;
 }
@@ -247,7 +270,7 @@ static int eval_ubatch(struct hs_session * s, int32_t n, const int32_t * tokens,
     int rc = HS_OK;
     for (int32_t q = 0; q < n_seq && rc == HS_OK; q++) rc = hs_kv_reserve(&s->kv, q, s->count[q], err);
     bool ran = false;
-    if (rc == HS_OK) rc = prepare_graph(s, n, n_out, false, err);
+    if (rc == HS_OK) rc = prepare_graph(s, n, n_out, err);
     if (rc == HS_OK) {
         set_inputs(s, n, tokens, seq);
         ran = true;

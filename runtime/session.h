@@ -16,6 +16,7 @@ struct hs_session {
     struct hs_graph graph;             // the graph that is built and allocated; graph.n_tokens 0: none
     void * graph_mem; size_t graph_mem_size;
     struct ggml_context * graph_ctx;
+    int32_t reserved_out; bool reserved_plain; // what the compute buffers suffice for: a ubatch with so many rows of logits, a plain graph too
     struct hs_op_params * op_params;
     struct ggml_tensor ** selection;
 
@@ -23,7 +24,7 @@ struct hs_session {
     uint64_t table_version;            // of the page table that inputs_buf holds, 0: none
 
     int32_t * pos_seq;                 // [2 * n_ubatch] scratch
-    int64_t * rows;                    // [n_ubatch * most n_head_kv]
+    int64_t * rows;                    // [HS_MAX_ROW_SETS * n_ubatch * most n_head_kv]
     int32_t * out_ids;                 // [n_ubatch]
     int32_t * count;                   // [n_seq] tokens of the ubatch in each sequence
 

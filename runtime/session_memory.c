@@ -28,7 +28,7 @@ int32_t hs_session_device_memory(const hs_session * s, hs_device_memory * out, i
         const int32_t device = i < at->n_gpus ? at->gpus[i] : HS_ON_CPU;
         out[i] = (hs_device_memory) { .device = hs_device_name(device), .weights = hs_weights_bytes_on(&s->model->weights, device),
             .pages = size_of(s->kv.pages_buf[1 + device]), .rings = size_of(s->kv.rings_buf[1 + device]),
-            .compute = ggml_backend_sched_get_buffer_size(s->sched, s->backends.backend[i]) };
+            .compute = ggml_backend_sched_get_buffer_size(s->sched, s->backends.backend[i]) + (i == 0 && at->n_gpus ? size_of(s->inputs_buf) : 0) };
     }
     return n;
 }

@@ -77,5 +77,9 @@ void hs_cuda_attn_sparse(ggml_backend_cuda_context & ctx, ggml_tensor * dst, con
     run(ctx, a);
 }
 
-// Everything that the builders let through, within the limits of a grid.
-bool hs_cuda_attn_supported(const ggml_tensor * node) { return node->src[0]->ne[1] <= 65535; }
+// Everything that the builders let through, within the limits of a grid; not on a cache in host memory (a layer on the CPU), which would be copied whole.
+bool hs_cuda_attn_supported(const ggml_tensor * node) {
+    const ggml_tensor * k = node->src[HS_FULL_K];
+    static_assert((int) HS_FULL_K == (int) HS_SPARSE_K && (int) HS_FULL_K == (int) HS_WINDOW_K, "one place for the keys");
+    return node->src[0]->ne[1] <= 65535 && !(k->buffer && ggml_backend_buffer_is_host(k->buffer));
+}

@@ -1,6 +1,6 @@
 // The decorator: an ordinary CUDA backend whose device also claims our nodes, and whose graph_compute launches our kernels between runs of ordinary
 // nodes, on the same stream. ggml's own functions see their own context and device; nothing of ggml is changed. Small graphs (a decoded token) are captured
-// whole and replayed: capture.cu. An error inside, which ggml ends with abort(), comes back as a status.
+// whole and replayed: capture.cu. A failed launch or allocation inside, which ggml ends with abort(), comes back as a status; a fault on the device does not.
 #include "hs_cuda.h"
 
 #include <algorithm>
@@ -64,7 +64,7 @@ template <typename F> bool guarded(F f) {
     bool ok = true;
     try {
         f();
-    } catch (const aborted &) {
+    } catch (...) { // aborted, or out of memory in a container
         ok = false;
     }
     guard = false;
@@ -124,15 +124,24 @@ ggml_status graph_compute(ggml_backend_t backend, ggml_cgraph * graph) {
     if (guarded([&] { status = of(backend->device)->replays.compute(ctx, graph, [&] { return run(backend, graph); }); })) {
         return status;
     }
-    const cudaError_t error = cudaGetLastError();
-    of(backend->device)->replays.abandon(ctx);
+    cudaError_t error = cudaGetLastError();
+    if (of(backend->device)->replays.abandon(ctx)) { // nothing that was captured has run: once more, plainly
+        (void) cudaGetLastError();
+        if (guarded([&] { status = run(backend, graph); })) {
+            return status;
+        }
+        error = cudaGetLastError();
+    }
     return error == cudaErrorMemoryAllocation ? GGML_STATUS_ALLOC_FAILED : GGML_STATUS_FAILED;
 }
 
 void free_backend(ggml_backend_t backend) {
     device * d = of(backend->device);
     backend->device = d->inner;
-    d->iface.free(backend);
+    {
+        const std::lock_guard<std::mutex> lock(hs_capture_mutex()); // it destroys cuBLAS handles, which no capture must see
+        d->iface.free(backend);
+    }
     delete d;
 }
 

@@ -27,6 +27,11 @@ static bool can_capture(const ggml_backend_cuda_context & ctx, const ggml_cgraph
     return true;
 }
 
+std::mutex & hs_capture_mutex() {
+    static std::mutex mutex;
+    return mutex;
+}
+
 static void forget(hs_replay & r) {
     if (r.exec) {
         CUDA_CHECK(cudaGraphExecDestroy(r.exec));
@@ -60,22 +65,21 @@ ggml_status hs_replays::compute(ggml_backend_cuda_context & ctx, const ggml_cgra
         r->uid = graph->uid;
     }
     r->used = ++clock;
-    if (!r->exec && (r->seen++ < HS_CAPTURE_AFTER || !can_capture(ctx, graph))) {
+    if (!r->exec && (r->never || r->seen++ < HS_CAPTURE_AFTER || !can_capture(ctx, graph))) {
         return run_all();
     }
     if (!r->exec) {
+        const std::lock_guard<std::mutex> lock(hs_capture_mutex());
+        capturing = r; // until the graph is made: see abandon
         CUDA_CHECK(cudaStreamBeginCapture(ctx.stream(), cudaStreamCaptureModeRelaxed));
-        capturing = true;
         const ggml_status status = run_all();
         cudaGraph_t captured = nullptr;
-        capturing = false;
         CUDA_CHECK(cudaStreamEndCapture(ctx.stream(), &captured));
-        if (status == GGML_STATUS_SUCCESS) {
-            const cudaError_t error = cudaGraphInstantiate(&r->exec, captured, 0);
-            CUDA_CHECK(cudaGraphDestroy(captured));
-            CUDA_CHECK(error);
-        } else {
-            CUDA_CHECK(cudaGraphDestroy(captured));
+        const cudaError_t error = status == GGML_STATUS_SUCCESS ? cudaGraphInstantiate(&r->exec, captured, 0) : cudaSuccess;
+        CUDA_CHECK(cudaGraphDestroy(captured));
+        CUDA_CHECK(error);
+        capturing = nullptr;
+        if (status != GGML_STATUS_SUCCESS) {
             return status;
         }
     }
@@ -83,14 +87,21 @@ ggml_status hs_replays::compute(ggml_backend_cuda_context & ctx, const ggml_cgra
     return GGML_STATUS_SUCCESS;
 }
 
-void hs_replays::abandon(ggml_backend_cuda_context & ctx) {
-    if (capturing) {
+bool hs_replays::abandon(ggml_backend_cuda_context & ctx) {
+    if (!capturing) {
+        return false;
+    }
+    capturing->never = true;
+    capturing->exec = nullptr;
+    capturing = nullptr;
+    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    if (cudaStreamIsCapturing(ctx.stream(), &status) == cudaSuccess && status != cudaStreamCaptureStatusNone) {
         cudaGraph_t captured = nullptr;
-        capturing = false;
         if (cudaStreamEndCapture(ctx.stream(), &captured) == cudaSuccess && captured) {
             (void) cudaGraphDestroy(captured);
         }
     }
+    return true;
 }
 
 void hs_no_capture_of_part(ggml_backend_cuda_context & ctx, const ggml_cgraph * part) {

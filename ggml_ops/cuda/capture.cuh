@@ -3,6 +3,7 @@
 #pragma once
 
 #include <functional>
+#include <mutex>
 
 #include "launch.cuh"
 
@@ -10,6 +11,7 @@
 struct hs_replay {
     uint64_t uid, used; // the scheduler's number of the graph, 0: free; time of the last use
     int seen;
+    bool never;         // a capture has failed
     cudaGraphExec_t exec;
 };
 
@@ -17,14 +19,17 @@ struct hs_replay {
 struct hs_replays {
     hs_replay at[8] = {};
     uint64_t clock = 0;
-    bool capturing = false;
+    hs_replay * capturing = nullptr;
 
     ~hs_replays();
     // Replay, capture or plainly run (run_all launches every node).
     ggml_status compute(ggml_backend_cuda_context & ctx, const ggml_cgraph * graph, const std::function<ggml_status()> & run_all);
-    // After an error: end a capture that is under way.
-    void abandon(ggml_backend_cuda_context & ctx);
+    // After an error: was it in a capture? Then that is ended, and this graph is not captured again.
+    bool abandon(ggml_backend_cuda_context & ctx);
 };
+
+// Held during a capture, and while a backend is freed.
+std::mutex & hs_capture_mutex();
 
 // ggml shall launch this run of nodes plainly.
 void hs_no_capture_of_part(ggml_backend_cuda_context & ctx, const ggml_cgraph * part);

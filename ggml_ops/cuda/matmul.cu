@@ -14,8 +14,8 @@ static __global__ void narrow_kernel(const float4 * x, half2 * y, int64_t n) {
     for (int64_t i = (int64_t) blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (int64_t) gridDim.x * blockDim.x) {
         const float4 v = x[i];
         const float s = 1.0f / HS_MATMUL_SCALE, top = 65504.0f;
-        const half2 out[2] = { __floats2half2_rn(fminf(fmaxf(v.x * s, -top), top), fminf(fmaxf(v.y * s, -top), top)),
-            __floats2half2_rn(fminf(fmaxf(v.z * s, -top), top), fminf(fmaxf(v.w * s, -top), top)) };
+        const auto narrow = [&](float a) { return a != a ? a : fminf(fmaxf(a * s, -top), top); }; // NaN stays: it must not hide
+        const half2 out[2] = { __floats2half2_rn(narrow(v.x), narrow(v.y)), __floats2half2_rn(narrow(v.z), narrow(v.w)) };
         *(uint2 *) (y + 2 * i) = *(const uint2 *) out;
     }
 }
