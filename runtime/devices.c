@@ -2,35 +2,18 @@
 #include "devices.h"
 
 #include <stdio.h>
-#include <string.h>
 
 #include "status.h"
 #ifdef HS_CUDA
 #include "hs_cuda.h"
 #endif
 
-// GPU number `device` of those whose backend can run our ops; *index: its number among the devices of its own backend.
-static ggml_backend_dev_t find_gpu(int32_t device, int * index) {
-#ifdef HS_CUDA
-    const int n = hs_cuda_device_count();
-    for (size_t i = 0; device >= 0 && device < n && i < ggml_backend_dev_count(); i++) {
-        ggml_backend_dev_t dev = ggml_backend_dev_get(i);
-        char name[16];
-        snprintf(name, sizeof name, "CUDA%d", device);
-        if (strcmp(ggml_backend_dev_name(dev), name)) continue;
-        *index = device;
-        return dev;
-    }
-#else
-    (void) device;
-#endif
-    *index = -1;
-    return NULL;
-}
-
+// NULL: a GPU that is not there.
 static ggml_backend_dev_t find(int32_t device) {
-    int index;
-    return device == HS_ON_CPU ? ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU) : find_gpu(device, &index);
+    if (device == HS_ON_CPU) return ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
+    char name[16];
+    snprintf(name, sizeof name, "CUDA%d", device);
+    return device < hs_gpu_count() ? ggml_backend_dev_by_name(name) : NULL;
 }
 
 int32_t hs_gpu_count(void) {
@@ -57,12 +40,10 @@ void hs_device_free_memory(int32_t device, uint64_t * free, uint64_t * total) {
 }
 
 ggml_backend_t hs_device_backend_new(int32_t device) {
-    int index;
-    ggml_backend_dev_t dev = find_gpu(device, &index);
 #ifdef HS_CUDA
-    return dev ? hs_cuda_backend_init(index) : NULL;
+    return hs_cuda_backend_init(device);
 #else
-    (void) dev;
+    (void) device;
     return NULL;
 #endif
 }

@@ -11,7 +11,6 @@
 // only by where the steps begin (multiples of the step) and by steps that a row does not see (exact zeros).
 #include "prefill_tile.cuh"
 
-#define HS_LOG2E 1.4426950408889634f
 #define HS_LN2 0.6931471805599453f
 #define HS_SLACK 8.0f              // powers of two by which weights may exceed 1
 #define HS_START (-1e30f)          // row maximum before the first key: finite, so that no inf - inf arises

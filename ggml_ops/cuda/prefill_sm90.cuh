@@ -6,13 +6,13 @@
 #pragma once
 
 #include "attn.cuh"
+#include "numbers.cuh"
 #include "prefill_sm90_ptx.cuh"
 
 #define HS_ROWS 128       // query rows a tile: two warpgroups of 64
 #define HS_PAGE 64        // keys a page, and a block of the scores
 #define HS_BOX (64 * 128) // bytes of a box: 64 rows of 64 halves
 #define HS_STAGES 2       // steps of K and of V in shared memory
-#define HS_LOG2E 1.4426950408889634f
 #define HS_START (-1e30f) // row maximum before the first key; finite, so that no inf - inf arises
 
 struct hs_sm90 : hs_dev_attn {

@@ -1,20 +1,10 @@
 // What a consuming warpgroup of the Hopper kernel does with its 64 query rows: load, multiply, softmax, store. Accumulators: prefill_sm90_ptx.cuh.
 #pragma once
 
+#include "numbers.cuh"
 #include "prefill_sm90.cuh"
 
 #ifdef HS_SM90A
-
-static __device__ __forceinline__ float hs_exp2(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
-static __device__ __forceinline__ uint32_t hs_pack(float x, float y) {
-    const half2 h = __floats2half2_rn(x, y);
-    return *(const uint32_t *) &h;
-}
 
 // A thread's two rows of the tile.
 struct hs_rows {
@@ -45,9 +35,8 @@ template <int D_QK> static __device__ __forceinline__ void load_q(const hs_sm90 
         if (token < w.n_tokens) {
             y = *(const float4 *) (a.q + ((int64_t) (w.first + token) * a.n_head + w.head_kv * n_rep + row % n_rep) * D_QK + x);
         }
-        const float top = 65504.0f;
-        const uint32_t lo = hs_pack(fminf(fmaxf(y.x, -top), top), fminf(fmaxf(y.y, -top), top));
-        const uint32_t hi = hs_pack(fminf(fmaxf(y.z, -top), top), fminf(fmaxf(y.w, -top), top));
+        const uint32_t lo = hs_pack_clamped(y.x, y.y);
+        const uint32_t hi = hs_pack_clamped(y.z, y.w);
         const uint32_t at = smem + x / 64 * HS_BOX + r * 128 + ((x % 64 / 8) ^ (r % 8)) * 16 + x % 8 * 2;
         asm volatile("st.shared.v2.b32 [%0], {%1, %2};" :: "r"(at), "r"(lo), "r"(hi) : "memory");
     }

@@ -14,8 +14,6 @@
 #define HS_MAX_STAGES 5
 #define HS_HEADER 64                  // bytes of a stage's copy of its item: hs_item, hs_item_more
 #define HS_START (-1e30f)
-#define HS_LOG2E 1.44269504088896341f
-#define HS_HALF_MAX 65504.0f
 #define HS_MAX_REP 64
 #define HS_BATCH 16                   // outputs of a lane that are read at a time
 #define HS_MAX_WORDS 4096             // bitmap of 8 million positions
@@ -61,10 +59,6 @@ template <int ROWS> static __device__ __forceinline__ void find_rows(const hs_sp
     }
 }
 
-static __device__ __forceinline__ unsigned pack_query(float x, float y) {
-    return hs_pack(fminf(fmaxf(x, -HS_HALF_MAX), HS_HALF_MAX), fminf(fmaxf(y, -HS_HALF_MAX), HS_HALF_MAX));
-}
-
 // f32 -> halves in shared memory; rows without a query become zeros.
 template <int DQ, int ROWS> static __device__ __forceinline__ void load_queries(const hs_sparse_job & a, unsigned dst, const int * order, int first, int n_tile) {
 #pragma unroll 8
@@ -74,7 +68,7 @@ template <int DQ, int ROWS> static __device__ __forceinline__ void load_queries(
         if (row / a.n_rep < n_tile) {
             const float * q = a.q + ((int64_t) (first + order[row / a.n_rep]) * a.n_head + blockIdx.y * a.n_rep + row % a.n_rep) * DQ + piece * 8;
             const float4 y = *(const float4 *) q, z = *(const float4 *) (q + 4);
-            x = make_uint4(pack_query(y.x, y.y), pack_query(y.z, y.w), pack_query(z.x, z.y), pack_query(z.z, z.w));
+            x = make_uint4(hs_pack_clamped(y.x, y.y), hs_pack_clamped(y.z, y.w), hs_pack_clamped(z.x, z.y), hs_pack_clamped(z.z, z.w));
         }
         hs_store16(dst + hs_piece_at<DQ>(row, piece), x);
     }

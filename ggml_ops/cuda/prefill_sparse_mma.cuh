@@ -2,6 +2,7 @@
 #pragma once
 
 #include "launch.cuh"
+#include "numbers.cuh"
 
 // Rows of D halves in shared memory lie in 16-byte pieces; piece c of row r at place c ^ key(r), so that 8 rows at one column meet 8 different banks.
 template <int D> static __host__ __device__ constexpr int hs_piece_key(int row) { return D % 64 == 0 ? row & 7 : (row >> 1) & 3; }
@@ -37,17 +38,6 @@ static __device__ __forceinline__ void hs_mma(float (&c)[4], const unsigned (&a)
         "@p mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n\t}"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "r"(on));
-}
-
-static __device__ __forceinline__ float hs_exp2(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
-static __device__ __forceinline__ unsigned hs_pack(float lo, float hi) {
-    const half2 h = __floats2half2_rn(lo, hi);
-    return *(const unsigned *) &h;
 }
 
 // 16 bytes from global to shared memory; zeros (and no read) if size is 0.

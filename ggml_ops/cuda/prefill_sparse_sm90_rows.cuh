@@ -43,8 +43,7 @@ template <int D_QK> static __device__ __forceinline__ void hs_start_rows(const h
 #pragma unroll
         for (int i = 0; i < D_QK / 8; i++) {
             const float2 y = have ? *(const float2 *) (from + i * 8) : make_float2(0.0f, 0.0f);
-            const float top = 65504.0f;
-            q[i / 2 * 4 + i % 2 * 2 + r] = hs_pack(fminf(fmaxf(y.x, -top), top), fminf(fmaxf(y.y, -top), top));
+            q[i / 2 * 4 + i % 2 * 2 + r] = hs_pack_clamped(y.x, y.y);
         }
     }
 }

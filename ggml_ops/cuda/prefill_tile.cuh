@@ -133,8 +133,8 @@ template <int D, int ROWS, int KEYS> static __device__ __forceinline__ void hs_l
         unsigned y[4];
 #pragma unroll
         for (int j = 0; j < 4; j++) {
-            const float top = 65504.0f, lo = j % 2 ? x[j / 2].z : x[j / 2].x, hi = j % 2 ? x[j / 2].w : x[j / 2].y;
-            y[j] = hs_pack(fminf(fmaxf(lo, -top), top), fminf(fmaxf(hi, -top), top));
+            const float lo = j % 2 ? x[j / 2].z : x[j / 2].x, hi = j % 2 ? x[j / 2].w : x[j / 2].y;
+            y[j] = hs_pack_clamped(lo, hi);
         }
         hs_store16(to + hs_piece_at<D>(row, c), make_uint4(y[0], y[1], y[2], y[3]));
     }
